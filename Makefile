@@ -1,0 +1,32 @@
+# Needs only make and Python 3.10 or newer with pip. Another interpreter: make PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## train REINFORCE on CartPole-v1
+	$(BIN)/python agents/reinforce.py --env-id CartPole-v1 --seed 1
+
+test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytest -m slow)
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## check formatting, style, types and which module imports which
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove the virtual environment, caches and builds, but no runs
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find agents envs pgce tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pgce and its dependencies into $(VENV): about a minute"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

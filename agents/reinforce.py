@@ -1,0 +1,87 @@
+"""REINFORCE: the action taken is the target y, the return that followed it is the weight w.
+
+    python agents/reinforce.py --env-id CartPole-v1
+
+The return to go G is discounted, less a baseline. Where an episode is cut, by a time limit or by the end of
+the rollout, the rest of its return is unknown: the baseline stands in for it (the critic's value of the next
+observation, or the mean return); without a baseline it counts 0, which is biased low near the cut.
+
+Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement learning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pgce
+from pgce.run import Agent, main
+
+if TYPE_CHECKING:
+    from pgce.heads import Head
+    from pgce.networks import ActorCritic
+    from pgce.rollout import Rollout
+    from pgce.trainer import Batch, Term
+
+
+@dataclass(kw_only=True)
+class Reinforce(Agent):
+    """Settings of REINFORCE.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> agent = pgce.agents.Reinforce(num_envs=8, quiet=True, runs_dir=tempfile.mkdtemp())
+        >>> run = agent.train("CartPole-v1", total_timesteps=4_000)
+        >>> run.result["steps"] <= 4_000
+        True
+    """
+
+    baseline: Literal["none", "mean", "critic"] = "mean"
+    """What is subtracted from the return: nothing, its mean over the rollout, or a learned value."""
+    learning_rate: float = 1e-2
+    """Step size."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls over the run."""
+    activation: Literal["relu", "silu", "tanh"] = "relu"
+    """After each hidden layer."""
+
+    def terms(self, head: Head) -> dict[str, Term]:
+        """The weighted cross-entropy of the actions, and what goes with it."""
+        policy = pgce.Term(head, target="action", weight="advantage", output="policy")
+        value = pgce.Term(pgce.heads.Gaussian(), "return", coefficient=self.vf_coef, output="value")
+        terms = {"policy": policy}
+        if self.baseline == "critic":
+            terms["value"] = value
+        if self.ent_coef:
+            terms["entropy"] = pgce.Term(
+                head,
+                target=lambda logits, batch: head.entropy_target(logits),
+                coefficient=-self.ent_coef,
+                output="policy",
+            )
+        return terms
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The columns "return" and "advantage", once a rollout."""
+        discounted, valid, reward = pgce.returns.discounted, rollout.valid, rollout.reward
+        ends = rollout.terminated, rollout.truncated, self.gamma
+        if model.value is not None:
+            value, next_value = rollout.values(model.value)
+            returns = discounted(reward, *ends, next_value)
+        else:
+            value = reward.new_zeros(())
+            returns = discounted(reward, *ends)
+        if self.baseline == "mean":
+            # The constant b that is the mean of the returns it completes: mean(G + rest · b) = b,
+            # where rest is the discount γ^k from a step to the cut of its episode, 0 if it terminates.
+            rest = discounted(reward.new_zeros(reward.shape), *ends, reward.new_ones(reward.shape))
+            value = returns[valid].mean() / (1 - rest[valid].mean()).clamp(min=1e-3)
+            returns = returns + rest * value
+        advantage = returns - value
+        if self.norm_adv:
+            advantage = pgce.weights.whiten(advantage, valid, center=self.baseline != "none")
+        return rollout.batch({"return": returns, "advantage": advantage})
+
+
+if __name__ == "__main__":
+    main(Reinforce, __doc__)

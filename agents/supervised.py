@@ -1,0 +1,143 @@
+"""A classifier: the label is the target y, every weight w is 1.
+
+    python agents/supervised.py --data digits
+
+Label smoothing and soft labels are other rules for y; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import pgce
+from pgce.envs import datasets
+from pgce.run import Learner, Run, main
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pgce.trainer import Batch, Report
+
+
+@dataclass(kw_only=True)
+class Supervised(Learner):
+    """Settings of the classifier.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> learner = pgce.agents.Supervised(epochs=2, quiet=True, runs_dir=tempfile.mkdtemp())
+        >>> run = learner.train("iris")
+        >>> run.result["examples"]
+        224
+    """
+
+    data: str = "digits"
+    """Data set that comes with scikit-learn; a fixed, stratified quarter of it is held out."""
+    epochs: int = 30
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Examples a step."""
+    label_smoothing: float = 0.0
+    """Share ε of the target given to the uniform distribution over all classes."""
+    soft_labels: tuple[float, float] | None = None
+    """Target at the label and at every other class, such as 0.9 0.1."""
+    hidden_sizes: tuple[int, ...] = (128,)
+    """Widths of the hidden layers."""
+    activation: Literal["relu", "silu", "tanh"] = "relu"
+    """After each hidden layer."""
+
+    def target(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The rule for y: class ids (B,), or rows (B, K)."""
+        label, classes = batch["target"], logits.shape[-1]
+        if self.soft_labels is not None:
+            return pgce.targets.soften(label, classes, *self.soft_labels, dtype=logits.dtype)
+        if self.label_smoothing:
+            y = pgce.targets.one_hot(label, classes, logits.dtype)
+            return pgce.targets.smooth(y, self.label_smoothing)
+        return label
+
+    def train(self, data: str | None = None) -> Run:
+        """Train with these settings.
+
+        Args:
+            data: replaces the setting of that name.
+
+        Returns:
+            The run: its folder, result and trained model.
+        """
+        return _train(self if data is None else replace(self, data=data))
+
+
+def _train(settings: Supervised) -> Run:
+    import torch
+
+    if settings.soft_labels is not None and settings.label_smoothing:
+        raise ValueError("labels are smoothed or soft: both label_smoothing and soft_labels are set")
+    data = datasets.load(settings.data)
+    learn, held_out = data[:2], data[2:4]
+    features = data.train_inputs.shape[1]
+    torch.manual_seed(settings.seed)
+    model = pgce.networks.mlp(features, data.classes, settings.hidden_sizes, settings.activation)
+    run = Run(settings, settings.data, ["eval/accuracy", "eval/loss"])
+    run.say(
+        learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
+        minimises="mean(w · H) of labels",
+        learns=f"from {len(learn[1]):,} examples for {settings.epochs} epochs; {len(held_out[1]):,} are held "
+        f"out; {features} features, {data.classes} classes",
+        folder=str(run.path),
+    )
+    scores: dict[str, float] = {}
+    stopped = "budget"
+
+    def after(row: dict[str, float], report: Report) -> bool:
+        nonlocal stopped
+        examples = int(row["examples"])
+        with run.paused():
+            scores.update(pgce.evaluate(model, held_out))
+        values = {
+            **pgce.metrics.factors(report),
+            "objective/loss": row["loss"],
+            "eval/accuracy": scores["accuracy"],
+            "eval/loss": scores["loss"],
+            "train/accuracy": pgce.metrics.accuracy(report, pgce.heads.Categorical()),
+            "train/learning_rate": row["learning_rate"],
+            "train/grad_norm": row["grad_norm"],
+            "time/fps": examples / run.seconds,
+            "time/epoch": row["epoch"],
+        }
+        run.logger.scalars(examples, values)
+        run.bar.update(examples, f"accuracy {scores['accuracy']:.3f}")
+        if run.interrupted:
+            stopped = "interrupt"
+        return run.interrupted
+
+    with run.training(total=settings.epochs * len(learn[1]), unit="examples"):
+        history = pgce.fit(
+            model,
+            learn,
+            target=settings.target,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            optimizer=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            schedule=settings.lr_schedule,
+            warmup_steps=settings.warmup_steps,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            device=settings.device,
+            after=after,
+        )
+    result = {
+        "data": settings.data,
+        "examples": int(history["examples"][-1]),
+        "stopped": stopped,
+        "test_accuracy": scores["accuracy"],
+        "test_loss": scores["loss"],
+    }
+    run.finish(model, result, f"{scores['accuracy']:.2%} of the held-out examples right")
+    return run
+
+
+if __name__ == "__main__":
+    main(Supervised, __doc__)

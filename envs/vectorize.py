@@ -1,0 +1,113 @@
+"""Any Gymnasium environment, many at once, with seeds that never meet."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+__all__ = ["Vectorization", "make", "reset", "spawn_seeds"]
+
+Vectorization = Literal["auto", "vector_entry_point", "sync", "async"]
+
+
+def make(
+    env_id: str,
+    num_envs: int = 1,
+    *,
+    vectorization: Vectorization = "auto",
+    autoreset_mode: AutoresetMode | None = None,
+    allow_import: bool = False,
+    **kwargs: Any,
+) -> VectorEnv[Any, Any, Any]:
+    """A vector environment of `num_envs` copies of a registered environment.
+
+    Args:
+        env_id: as registered with Gymnasium.
+        num_envs: N >= 1.
+        vectorization: "vector_entry_point" is the environment's own vector version; "sync" steps one after
+            the other; "async" steps each in a process of its own; "auto" takes the environment's own where
+            there is one that can reset as asked, else "sync".
+        autoreset_mode: when a finished environment is reset; None is the vector environment's default.
+        allow_import: permit ids of the form `module:Env-v0`, for which Gymnasium imports the module.
+        kwargs: for the environment.
+
+    Raises:
+        ValueError: an unknown id or vectorization, a number of environments below 1, or an id with a module.
+
+    Example:
+        >>> import pgce.envs
+        >>> envs = pgce.envs.make("CartPole-v1", 8)
+        >>> envs.observation_space.shape
+        (8, 4)
+        >>> envs.metadata["autoreset_mode"].name
+        'NEXT_STEP'
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"there is at least one environment: num_envs is {num_envs!r}")
+    if vectorization not in get_args(Vectorization):
+        raise ValueError(
+            f"vectorization is one of {', '.join(get_args(Vectorization))}: it is {vectorization!r}"
+        )
+    if ":" in env_id and not allow_import:
+        raise ValueError(
+            f"{env_id!r} names a module, whose code Gymnasium would run: allow_import=True permits it"
+        )
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        raise ValueError(f"environments are registered with Gymnasium: {error}") from None
+    own = spec.vector_entry_point
+    if vectorization == "vector_entry_point" and own is None:
+        raise ValueError(f"{env_id} has no vector version of its own: take sync or async")
+    if own is not None and vectorization in ("auto", "vector_entry_point"):
+        creator = load_env_creator(own) if isinstance(own, str) else own
+        chosen = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
+        can_choose = "autoreset_mode" in inspect.signature(creator).parameters
+        if can_choose or _mode(creator) == autoreset_mode or autoreset_mode is None:
+            options = {**kwargs, **(chosen if can_choose else {})}
+            return gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options)
+        if vectorization == "vector_entry_point":
+            raise ValueError(
+                f"{env_id}'s own vector version resets by {_mode(creator)}: {autoreset_mode} was asked for"
+            )
+    vector_kwargs = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
+    mode = "async" if vectorization == "async" else "sync"
+    return gym.make_vec(env_id, num_envs, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs)
+
+
+def _mode(creator: Any) -> AutoresetMode | None:
+    mode: AutoresetMode | None = getattr(creator, "metadata", {}).get("autoreset_mode")
+    return mode
+
+
+def spawn_seeds(seed: int, num_envs: int) -> list[int]:
+    """One seed an environment, from independent streams (seed + i would share them between runs).
+
+    Example:
+        >>> from pgce.envs import spawn_seeds
+        >>> len({s for run in range(20) for s in spawn_seeds(run, 20)})
+        400
+    """
+    children = np.random.SeedSequence(seed).spawn(num_envs)
+    return [int(child.generate_state(1)[0]) for child in children]
+
+
+def reset(envs: VectorEnv[Any, Any, Any], seed: int) -> tuple[Any, dict[str, Any]]:
+    """Reset all environments, each with a seed of its own that `seed` decides.
+
+    Example:
+        >>> import pgce.envs
+        >>> envs = pgce.envs.make("CartPole-v1", 2, vectorization="sync")
+        >>> observation, info = pgce.envs.reset(envs, seed=1)
+        >>> bool((observation[0] == observation[1]).all())
+        False
+    """
+    seeds: Any = spawn_seeds(seed, envs.num_envs)
+    if not isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv)):
+        seeds = seeds[0]  # one generator draws for all
+    return envs.reset(seed=seeds)

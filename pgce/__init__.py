@@ -1,0 +1,74 @@
+"""Classifiers and reinforcement-learning agents from one objective: mean(w · H(y, p)).
+
+A classifier is a rule for the targets y and weights w; a policy-gradient agent is a rule for w alone. Names
+are imported at first use, so that `import pgce` costs no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgce import agents, envs, heads, metrics, networks, optimizer, returns, targets, weights
+    from pgce.estimators import History, evaluate, fit, predict
+    from pgce.objective import weighted_cross_entropy
+    from pgce.trainer import Batch, Term, Trainer, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "weighted_cross_entropy": "pgce.objective",
+    "Batch": "pgce.trainer",
+    "Term": "pgce.trainer",
+    "Trainer": "pgce.trainer",
+    "train": "pgce.trainer",
+    "History": "pgce.estimators",
+    "evaluate": "pgce.estimators",
+    "fit": "pgce.estimators",
+    "predict": "pgce.estimators",
+}
+_MODULES = (
+    "agents",
+    "envs",
+    "heads",
+    "metrics",
+    "networks",
+    "optimizer",
+    "returns",
+    "targets",
+    "weights",
+)
+__all__ = [
+    "Batch",
+    "History",
+    "Term",
+    "Trainer",
+    "agents",
+    "envs",
+    "evaluate",
+    "fit",
+    "heads",
+    "metrics",
+    "networks",
+    "optimizer",
+    "predict",
+    "returns",
+    "targets",
+    "train",
+    "weighted_cross_entropy",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"pgce.{name}")
+    if name in _HOME:
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return value
+    raise AttributeError(f"module 'pgce' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

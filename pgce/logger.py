@@ -1,0 +1,233 @@
+"""TensorBoard and console. Every tag is defined in one table; a failing log never stops training."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams
+
+__all__ = ["LAYOUT", "TAGS", "Bar", "Logger"]
+
+TAGS = {
+    "rollout/ep_rew_mean": "mean undiscounted return of the last 100 training episodes",
+    "rollout/ep_len_mean": "mean length of the last 100 training episodes, in environment steps",
+    "eval/mean_reward": "mean undiscounted return of the evaluation episodes",
+    "eval/mean_ep_length": "mean length of the evaluation episodes, in environment steps",
+    "eval/accuracy": "share of held-out examples classified right",
+    "eval/loss": "mean cross-entropy of held-out examples, in nats",
+    "objective/loss": "what was minimised: the sum of the terms, each coefficient · mean(w · H)",
+    "objective/cross_entropy": "mean H(y, p) of the first term, in nats",
+    "objective/weight_mean": "mean weight w of the first term",
+    "objective/weight_std": "standard deviation of the weight w of the first term",
+    "train/accuracy": "share of the last batch classified right before its update",
+    "train/entropy": "mean entropy of the policy, in nats",
+    "train/value_loss": "the value term of the objective",
+    "train/explained_variance": "1 − Var(return − value)/Var(return): 1 is perfect",
+    "train/learning_rate": "step size of the next update",
+    "train/grad_norm": "Euclidean norm of the gradient before clipping",
+    "time/fps": "environment steps, or examples, a second of training time",
+    "time/epoch": "passes over the data set, or rollouts, so far",
+    "distribution/weight": "histogram of the weight w of the first term",
+    "distribution/cross_entropy": "histogram of H(y, p) of the first term, in nats",
+}
+"""Every tag that is written, and what it means. The x-axis is environment steps, or examples seen."""
+
+LAYOUT = {
+    "pgce": {
+        "How good: reward, or accuracy": [
+            "Multiline",
+            ["eval/mean_reward", "eval/accuracy", "rollout/ep_rew_mean"],
+        ],
+        "The objective": ["Multiline", ["objective/loss", "objective/cross_entropy"]],
+        "The weight: mean and spread": ["Multiline", ["objective/weight_mean", "objective/weight_std"]],
+    }
+}
+"""The charts of the Custom Scalars tab."""
+
+
+class Logger:
+    """Writes one run's TensorBoard events; errors are counted and warned of once, never raised.
+
+    Hyper-parameters go to the HParams tab of this same run, with the last value of `metrics`.
+
+    Args:
+        folder: of the run; None writes nothing.
+        hyperparameters: shown in the HParams tab.
+        metrics: tags whose last value the HParams tab shows.
+
+    Attributes:
+        dropped: events that could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pgce.logger import Logger
+        >>> with Logger(Path(tempfile.mkdtemp()), {"learning_rate": 0.1}, ["eval/loss"]) as logger:
+        ...     logger.scalars(100, {"eval/loss": 0.5})
+        >>> logger.dropped
+        0
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        hyperparameters: Mapping[str, Any] | None = None,
+        metrics: list[str] | None = None,
+    ) -> None:
+        self.dropped = 0
+        self._writer: FileWriter | None = None
+        self._session_end: Summary | None = None
+        if folder is None:
+            return
+        self._guard(lambda: self._open(folder, hyperparameters or {}, metrics or []))
+
+    def _open(self, folder: Path, hyperparameters: Mapping[str, Any], metrics: list[str]) -> None:
+        self._writer = FileWriter(str(folder))
+        shown = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in hyperparameters.items()
+        }
+        # Through the main writer: SummaryWriter.add_hparams would open a second run.
+        experiment, start, self._session_end = hparams(shown, dict.fromkeys(metrics, 0.0))
+        self._writer.add_summary(experiment)
+        self._writer.add_summary(start)
+        self._writer.add_summary(custom_scalars(LAYOUT))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers by tag at `step`, as one event.
+
+        Raises:
+            KeyError: a tag is not in `TAGS`.
+        """
+        for tag in values:
+            if tag not in TAGS:
+                raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._write(lambda: summary, step)
+
+    def histogram(self, step: int, tag: str, values: Tensor) -> None:
+        """Write the distribution of the finite `values`; with none of them, nothing."""
+        if tag not in TAGS:
+            raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
+        if self._writer is None:
+            return
+        array = values.detach().float().cpu().numpy().ravel()
+        finite = array[np.isfinite(array)]
+        if finite.size:
+            self._write(lambda: histogram(tag, finite, bins="auto"), step)
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        if self._writer is not None:
+            self._guard(self._writer.flush)
+
+    def close(self) -> None:
+        """End the run in the HParams tab and close the file."""
+        if self._writer is None:
+            return
+        if self._session_end is not None:
+            end = self._session_end
+            self._write(lambda: end, None)
+        self._guard(self._writer.close)
+        self._writer = None
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, summary: Callable[[], Summary], step: int | None) -> None:
+        writer = self._writer
+        if writer is not None:
+            self._guard(lambda: writer.add_summary(summary(), step))
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.dropped += 1
+            if self.dropped == 1:
+                warnings.warn(
+                    f"TensorBoard events are being dropped, training goes on: {error!r}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+
+class Bar:
+    """Progress on standard error: a bar on a terminal, else a line at every tenth of the way.
+
+    Args:
+        total: where progress ends.
+        unit: what is counted.
+        quiet: show nothing.
+        stream: where to write.
+
+    Example:
+        >>> import sys
+        >>> from pgce.logger import Bar
+        >>> with Bar(200, "steps", stream=sys.stdout) as bar:
+        ...     for done in range(0, 201, 50):
+        ...         bar.update(done, f"return {done}")
+        50/200 steps · return 50
+        100/200 steps · return 100
+        150/200 steps · return 150
+        200/200 steps · return 200
+    """
+
+    def __init__(self, total: int, unit: str, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.total = total
+        self.unit = unit
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._next = total / 10
+        self._shown = 0.0
+        self._progress: Progress | None = None
+        if not quiet and self._stream.isatty():
+            self._progress = Progress(
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total)
+
+    def update(self, done: int, text: str) -> None:
+        """Show that `done` of the total is done."""
+        if self._quiet:
+            return
+        if self._progress is not None:
+            now = time.monotonic()
+            if now - self._shown > 0.1:
+                self._shown = now
+                self._progress.update(self._task, completed=done, description=text)
+        elif done >= self._next:
+            self._next = (done * 10 // self.total + 1) * self.total / 10
+            print(f"{done:,}/{self.total:,} {self.unit} · {text}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Bar:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

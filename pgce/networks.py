@@ -1,0 +1,117 @@
+"""Networks: from an input to logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Activation", "ActorCritic", "WithScale", "mlp"]
+
+Activation = Literal["relu", "silu", "tanh"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def mlp(
+    inputs: int,
+    outputs: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: Activation = "tanh",
+    output_gain: float | None = None,
+) -> nn.Sequential:
+    """A multi-layer perceptron, (B, inputs) -> (B, outputs).
+
+    Args:
+        inputs: D, features of an input.
+        outputs: width of the last layer, which has no activation.
+        hidden: widths of the hidden layers; () gives a linear model.
+        activation: after each hidden layer: "relu", "silu" or "tanh".
+        output_gain: orthogonal initialisation with zero biases, gain √2 on hidden layers and this on the
+            last; None keeps torch's own initialisation.
+
+    Raises:
+        ValueError: a width below 1, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import mlp
+        >>> mlp(4, 2, hidden=(64, 64))(torch.zeros(8, 4)).shape
+        torch.Size([8, 2])
+
+    References:
+        Saxe et al. (2014), Exact solutions to the nonlinear dynamics of learning in deep linear networks, for
+        orthogonal initialisation.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is one of {', '.join(get_args(Activation))}: it is {activation!r}")
+    widths = [inputs, *hidden, outputs]
+    if min(widths) < 1:
+        raise ValueError(f"every layer has at least one unit: the widths are {widths}")
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        last = i == len(widths) - 2
+        layer = nn.Linear(fan_in, fan_out)
+        if output_gain is not None:
+            nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, _ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+class WithScale(nn.Module):
+    """The mean from a network and a learned log σ beside it, the same for every input: logits (B, D, 2).
+
+    Args:
+        mean: network (B, ...) -> (B, D).
+        components: D.
+        initial_log_scale: log σ at the start.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import WithScale, mlp
+        >>> WithScale(mlp(3, 2), components=2)(torch.zeros(8, 3)).shape
+        torch.Size([8, 2, 2])
+    """
+
+    def __init__(self, mean: nn.Module, components: int, initial_log_scale: float = 0.0) -> None:
+        super().__init__()
+        self.mean = mean
+        self.log_scale = nn.Parameter(torch.full((components,), initial_log_scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean and log σ on the last axis, (B, D, 2)."""
+        mean = self.mean(x)
+        return torch.stack((mean, self.log_scale.expand_as(mean)), -1)
+
+
+class ActorCritic(nn.Module):
+    """A policy, and beside it a value network where one is wanted.
+
+    Args:
+        policy: (B, D) -> logits.
+        value: (B, D) -> (B,), or None.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import ActorCritic, mlp
+        >>> value = torch.nn.Sequential(mlp(4, 1), torch.nn.Flatten(0))
+        >>> outputs = ActorCritic(mlp(4, 2), value)(torch.zeros(8, 4))
+        >>> outputs["policy"].shape, outputs["value"].shape
+        (torch.Size([8, 2]), torch.Size([8]))
+    """
+
+    def __init__(self, policy: nn.Module, value: nn.Module | None = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value = value
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The outputs "policy" and, with a value network, "value" (B,)."""
+        outputs = {"policy": self.policy(x)}
+        if self.value is not None:
+            outputs["value"] = self.value(x)
+        return outputs

@@ -1,0 +1,292 @@
+"""T steps in N environments into tensors, right in every autoreset mode of vector environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgce import envs as vector_envs
+from pgce.spaces import actions, observations
+from pgce.trainer import Batch
+
+__all__ = ["Collector", "Rollout", "evaluate"]
+
+Policy = Callable[[Tensor], Tensor]
+"""Observations (N, D) -> logits."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps in N environments, on the policy's device.
+
+    Attributes:
+        observation: (T + 1, N, D): what the policy saw, and after the last step what it sees next.
+        action: (T, N, ...), as drawn from the policy.
+        reward: (T, N), float32.
+        terminated: (T, N), bool: the episode reached a true end with this step.
+        truncated: (T, N), bool: the episode was cut after this step.
+        valid: (T, N), bool. False marks the rows that are no transition: where an environment used the step
+            to reset itself and ignored the action (NEXT_STEP).
+        final_index: (M,), the rows t · N + n of episodes' ends whose next observation is not
+            `observation[t + 1]`, because that is already the next episode's first (SAME_STEP, DISABLED).
+        final_observation: (M, D), the true next observations of those rows.
+        episode_return: (E,), undiscounted return of each episode that ended here, in order of their ends.
+        episode_length: (E,), its environment steps.
+        episode_env: (E,), which environment it ran in.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    final_index: Tensor
+    final_observation: Tensor
+    episode_return: NDArray[np.float64]
+    episode_length: NDArray[np.int64]
+    episode_env: NDArray[np.int64]
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken: the rows that are transitions."""
+        return int(self.valid.sum())
+
+    def values(self, value: Policy) -> tuple[Tensor, Tensor]:
+        """The value of every observation and of every true next observation, (T, N) each.
+
+        Args:
+            value: observations (B, D) -> values (B,).
+        """
+        steps, n = self.reward.shape
+        with torch.no_grad():
+            every = value(torch.cat((self.observation.flatten(0, 1), self.final_observation)))
+        now, final = every[: (steps + 1) * n].view(steps + 1, n), every[(steps + 1) * n :]
+        following = now[1:].clone()
+        following.view(-1)[self.final_index] = final
+        return now[:-1], following
+
+    def batch(self, columns: Mapping[str, Tensor]) -> Batch:
+        """The T · N rows as a batch with column "action" and those given, each (T, N, ...)."""
+        columns = {"action": self.action, **columns}
+        return Batch(
+            self.observation[:-1].flatten(0, 1),
+            {name: column.flatten(0, 1) for name, column in columns.items()},
+            self.valid.flatten(),
+        )
+
+
+class Collector:
+    """Steps a policy through a vector environment, `num_steps` at a time; episodes go on across rollouts.
+
+    Args:
+        envs: any `gymnasium.vector.VectorEnv` whose metadata name its autoreset mode.
+        policy: observations (N, D) -> logits, on `device`.
+        num_steps: T.
+        seed: of the environments' generators, spawned so that no two are alike.
+        generator: for sampling actions, on `device`.
+        device: where the policy computes.
+        greedy: take the most probable action instead of sampling.
+
+    Raises:
+        ValueError: an unsupported space, or no autoreset mode in the metadata.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.networks import mlp
+        >>> from pgce.rollout import Collector
+        >>> collector = Collector(pgce.envs.make("CartPole-v1", 8), mlp(4, 2), num_steps=32, seed=1)
+        >>> collector.collect().observation.shape
+        torch.Size([33, 8, 4])
+    """
+
+    def __init__(
+        self,
+        envs: gym.vector.VectorEnv[Any, Any, Any],
+        policy: Policy,
+        num_steps: int,
+        *,
+        seed: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+        greedy: bool = False,
+    ) -> None:
+        self.envs = envs
+        self.policy = policy
+        self.num_steps = num_steps
+        self.mode = _autoreset_mode(envs)
+        self.device = device or torch.device("cpu")
+        self.generator = generator
+        self._encode = observations(envs.single_observation_space)
+        self._actions = actions(envs.single_action_space)
+        self._act = self._actions.head.mode if greedy else self._sample
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Begin new episodes in all environments."""
+        first, _ = vector_envs.reset(self.envs, seed)
+        self._observation = self._place(self._encode.encode(first))
+        n = self.envs.num_envs
+        self._resetting = np.zeros(n, np.bool_)  # environments whose next step only resets them
+        self._return, self._length = np.zeros(n), np.zeros(n, np.int64)  # of unfinished episodes
+
+    def collect(self) -> Rollout:
+        """The next T steps.
+
+        Raises:
+            ValueError: an environment gave an observation or reward that is not finite.
+        """
+        steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
+        observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
+        observation[0] = self._observation
+        action: list[Tensor] = []
+        reward = np.empty((steps, n), np.float32)
+        terminated, truncated = np.empty((2, steps, n), np.bool_)
+        finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        rows = observation.unbind(0)
+        with torch.no_grad():
+            for t in range(steps):
+                action.append(self._act(self.policy(rows[t])))
+                following, reward[t], terminated[t], truncated[t], info = envs.step(
+                    self._actions.decode(action[t])
+                )
+                if self.mode != AutoresetMode.NEXT_STEP and (done := terminated[t] | truncated[t]).any():
+                    ended = done.nonzero()[0]
+                    if self.mode == AutoresetMode.SAME_STEP:
+                        final = np.stack([info["final_obs"][i] for i in ended])
+                    else:
+                        final = following[ended]
+                        begun, _ = envs.reset(options={"reset_mask": done})
+                        following = following.copy()
+                        following[ended] = begun[ended]
+                    finals.append((t * n + ended, self._encode.encode(final)))
+                rows[t + 1].copy_(torch.from_numpy(self._encode.encode(following)))
+        self._observation = rows[steps]
+        done = terminated | truncated
+        valid = np.ones_like(done)
+        if self.mode == AutoresetMode.NEXT_STEP:
+            valid[0], valid[1:] = ~self._resetting, ~done[:-1]
+            self._resetting = done[-1]
+        index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
+        final = np.concatenate([np.zeros((0, self._encode.size), np.float32), *(o for _, o in finals)])
+        self._check_finite(observation[1:], reward, final)
+        episode_return, episode_length, episode_env = self._episodes(reward, done, valid)
+        return Rollout(
+            observation=observation,
+            action=torch.stack(action),
+            reward=self._place(reward),
+            terminated=self._place(terminated),
+            truncated=self._place(truncated),
+            valid=self._place(valid),
+            final_index=self._place(index),
+            final_observation=self._place(final),
+            episode_return=episode_return,
+            episode_length=episode_length,
+            episode_env=episode_env,
+        )
+
+    def _place(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        return self._actions.head.sample(logits, self.generator)
+
+    def _check_finite(
+        self, observation: Tensor, reward: NDArray[np.float32], final: NDArray[np.float32]
+    ) -> None:
+        for name, good in (
+            ("an observation", observation.isfinite().all(-1).cpu().numpy()),
+            ("a reward", np.isfinite(reward)),
+        ):
+            if not good.all():
+                t, n = np.argwhere(~good)[0]
+                raise ValueError(
+                    f"environments give finite numbers: environment {n} of {self.envs} gave {name} "
+                    f"that is not, at step {t} of the rollout"
+                )
+        if not np.isfinite(final).all():
+            raise ValueError(f"environments give finite numbers: a last observation of {self.envs} is not")
+
+    def _episodes(
+        self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return, length and environment of the episodes that ended; the unfinished ones are carried on."""
+        returns = self._return + (reward.astype(np.float64) * valid).cumsum(0)  # (T, N), running
+        lengths = self._length + valid.cumsum(0)
+        env, t = done.T.nonzero()  # the ends, environment by environment
+        first = np.diff(env, prepend=-1) != 0  # an environment's first end here
+        ended_return, ended_length = returns[t, env], lengths[t, env]
+        episode_return = np.where(first, ended_return, np.diff(ended_return, prepend=0.0))
+        episode_length = np.where(first, ended_length, np.diff(ended_length, prepend=0))
+        self._return, self._length = returns[-1].copy(), lengths[-1].copy()
+        last = np.diff(env, append=-1) != 0
+        self._return[env[last]] -= ended_return[last]
+        self._length[env[last]] -= ended_length[last]
+        order = np.lexsort((env, t))
+        return episode_return[order], episode_length[order], env[order]
+
+
+def evaluate(
+    envs: gym.vector.VectorEnv[Any, Any, Any],
+    policy: Policy,
+    episodes: int = 100,
+    *,
+    seed: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+    greedy: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Undiscounted returns and lengths (E,) of fresh episodes.
+
+    Every environment plays a fixed share of the episodes: the first to finish would be the short ones.
+
+    Args:
+        envs: a vector environment that nothing else is using; it is reset.
+        policy: observations (N, D) -> logits.
+        episodes: E.
+        seed: of the environments.
+        generator: for sampling actions, on `device`.
+        device: where the policy computes.
+        greedy: take the most probable action instead of sampling.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.networks import mlp
+        >>> from pgce.rollout import evaluate
+        >>> returns, lengths = evaluate(pgce.envs.make("CartPole-v1", 8), mlp(4, 2), episodes=20, seed=1)
+        >>> len(returns), bool((returns == lengths).all())  # CartPole pays 1 a step
+        (20, True)
+    """
+    n = envs.num_envs
+    share = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
+    played = np.zeros(n, np.int64)
+    returns: list[float] = []
+    lengths: list[int] = []
+    collector = Collector(envs, policy, 16, seed=seed, generator=generator, device=device, greedy=greedy)
+    while (played < share).any():
+        rollout = collector.collect()
+        ends = zip(rollout.episode_env, rollout.episode_return, rollout.episode_length, strict=True)
+        for env, episode_return, length in ends:
+            if played[env] < share[env]:
+                played[env] += 1
+                returns.append(float(episode_return))
+                lengths.append(int(length))
+    return np.array(returns), np.array(lengths)
+
+
+def _autoreset_mode(envs: gym.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    mode = envs.metadata.get("autoreset_mode")
+    if not isinstance(mode, AutoresetMode):
+        raise ValueError(
+            'a vector environment names its autoreset mode in metadata["autoreset_mode"], a '
+            f"gymnasium.vector.AutoresetMode: {envs} has {mode!r}"
+        )
+    return mode

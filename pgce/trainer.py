@@ -1,0 +1,278 @@
+"""One step for every learner: cross-entropy → weight → objective → backward → optimizer. And the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pgce.heads import Head
+from pgce.objective import objective
+from pgce.optimizer import Optimizer
+from pgce.weights import one
+
+__all__ = ["Batch", "Report", "Rule", "TargetRule", "Term", "Trainer", "count", "train"]
+
+Input = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples: what the model is called with, and the named columns that rules and metrics read.
+
+    Args:
+        input: (B, ...), or a dict of such tensors.
+        columns: "action", "advantage", "target", "sample_weight", …; (B, ...) each, or (B, L, ...) for
+            sequences of L steps.
+        mask: (B,), or (B, L) of sequences; bool, True where an example counts; None counts all.
+
+    Raises:
+        ValueError: the first axes differ in length, or the mask is not boolean.
+
+    Example:
+        >>> import torch
+        >>> from pgce import Batch
+        >>> batch = Batch(
+        ...     torch.eye(3), {"action": torch.tensor([2, 0, 1])}, torch.tensor([True, False, True])
+        ... )
+        >>> batch.count
+        2
+        >>> batch.counted()["action"]
+        tensor([2, 1])
+        >>> [len(part) for part in batch.shuffled(2)]
+        [1, 1]
+    """
+
+    input: Input
+    columns: Mapping[str, Tensor]
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        size = len(self)
+        named = {**self.columns, **({} if self.mask is None else {"mask": self.mask})}
+        for name, column in named.items():
+            if column.ndim == 0 or len(column) != size:
+                raise ValueError(
+                    f"one row an example: input has {size}, {name} has shape {tuple(column.shape)}"
+                )
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"a mask is boolean: it has dtype {self.mask.dtype}")
+
+    def __len__(self) -> int:
+        """B, masked examples included."""
+        return len(next(iter(self.input.values())) if isinstance(self.input, dict) else self.input)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The column `name`."""
+        try:
+            return self.columns[name]
+        except KeyError:
+            raise KeyError(
+                f"the batch has no column {name!r}: it has {', '.join(self.columns) or 'none'}"
+            ) from None
+
+    @property
+    def count(self) -> int:
+        """How many examples count: rows, or steps of sequences, where the mask is True."""
+        return len(self) if self.mask is None else int(self.mask.sum())
+
+    def rows(self, index: Tensor) -> Batch:
+        """The rows that `index` names, by number (b,) or by boolean (B,)."""
+        if isinstance(self.input, dict):
+            chosen: Input = {name: value[index] for name, value in self.input.items()}
+        else:
+            chosen = self.input[index]
+        columns = {name: column[index] for name, column in self.columns.items()}
+        return Batch(chosen, columns, None if self.mask is None else self.mask[index])
+
+    def counted(self) -> Batch:
+        """The examples that count, without a mask; (count, ...) also where the mask is (B, L)."""
+        return self if self.mask is None else Batch(self.input, self.columns).rows(self.mask)
+
+    def shuffled(self, parts: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The rows that count in random order, cut into `parts` batches of nearly equal size.
+
+        Args:
+            parts: how many batches; fewer come if there are fewer rows.
+            generator: of random numbers, on the CPU.
+        """
+        kept = self.counted()
+        if parts < 1:
+            raise ValueError(f"a batch is cut into one or more parts: parts is {parts}")
+        order = torch.randperm(len(kept), generator=generator)
+        for index in order.tensor_split(min(parts, max(len(kept), 1))):
+            yield kept.rows(index)
+
+
+Rule = Callable[[Tensor, Batch], Tensor | None]
+"""(cross_entropy, batch) -> weight, one number an example that counts; sees constants only."""
+
+TargetRule = Callable[[Tensor, Batch], Tensor]
+"""(logits, batch) -> target; sees constants only."""
+
+
+def count(batch: Batch) -> int:
+    """The examples that count, at least 1: the divisor of a mean over the batch."""
+    return max(batch.count, 1)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted cross-entropy of an objective that may have several.
+
+    Args:
+        head: what the logits mean.
+        target: name of the column with y, or a rule (logits, batch) -> y.
+        weight: name of the column with w, or a rule (cross_entropy, batch) -> w. A rule sees the detached
+            cross-entropy −log p(y): for an action taken that is −log π(a|s).
+        coefficient: factor on the whole term.
+        output: key of the model's output to read; None where it has only one.
+        divisor: n, from the whole batch.
+
+    Example:
+        >>> from pgce import Term, heads
+        >>> Term(heads.Categorical(), target="action", weight="advantage", output="policy").coefficient
+        1.0
+    """
+
+    head: Head
+    target: str | TargetRule = "target"
+    weight: str | Rule = one
+    coefficient: float = 1.0
+    output: str | int | None = None
+    divisor: Callable[[Batch], Tensor | float] = count
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one term saw in one step: constants, from which every metric is computed.
+
+    Attributes:
+        logits: what the head read, of the examples that count.
+        target: y.
+        cross_entropy: H(y, p) in nats.
+        weight: w, or None where it is 1.
+        loss: coefficient · Σ w · H / divisor.
+        batch: the examples that count.
+    """
+
+    logits: Tensor
+    target: Tensor
+    cross_entropy: Tensor
+    weight: Tensor | None
+    loss: Tensor
+    batch: Batch
+
+
+class Trainer:
+    """A model, the terms of its objective, and the optimizer: all that a step needs.
+
+    Args:
+        model: called with `batch.input`; returns a tensor, or a mapping or sequence that `Term.output`
+            indexes.
+        terms: named; their losses add up.
+        optimizer: over the model's parameters.
+
+    Example:
+        >>> import torch
+        >>> from pgce import Batch, Term, Trainer, heads
+        >>> from pgce.optimizer import Optimizer
+        >>> model = torch.nn.Linear(4, 2)
+        >>> terms = {"label": Term(heads.Categorical())}
+        >>> trainer = Trainer(model, terms, Optimizer(model.parameters(), "adam", learning_rate=0.1))
+        >>> batch = Batch(torch.eye(4), {"target": torch.tensor([0, 1, 0, 1])})
+        >>> losses = [trainer.step(batch)["label"].loss.item() for _ in range(100)]
+        >>> losses[-1] < 0.01 < losses[0]
+        True
+    """
+
+    def __init__(self, model: nn.Module, terms: Mapping[str, Term], optimizer: Optimizer) -> None:
+        if not terms:
+            raise ValueError("an objective has at least one term: terms is empty")
+        self.model = model
+        self.terms = dict(terms)
+        self.optimizer = optimizer
+
+    def step(self, batch: Batch) -> dict[str, Report]:
+        """One update on one batch; the report of each term, as it was before the update.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; the model is left as it was.
+        """
+        mask = batch.mask
+        if mask is not None and mask.ndim == 1:  # the model need not see rows that don't count
+            batch, mask = batch.counted(), None
+        outputs = self.model(batch.input)
+        examples = batch.counted()
+        losses: list[Tensor] = []
+        reports: dict[str, Report] = {}
+        for name, term in self.terms.items():
+            logits = outputs if term.output is None else outputs[term.output]
+            if mask is not None:
+                logits = logits[mask]
+            constant = logits.detach()
+            with torch.no_grad():
+                target = _apply(term.target, constant, examples)
+            cross_entropy = term.head.cross_entropy(logits, target)
+            with torch.no_grad():
+                weight = _apply(term.weight, cross_entropy.detach(), examples)
+            loss = term.coefficient * objective(cross_entropy, weight, term.divisor(batch))
+            losses.append(loss)
+            reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
+        sum(losses[1:], losses[0]).backward()
+        try:
+            self.optimizer.step()
+        except FloatingPointError as error:
+            found = ", ".join(f"{name} {report.loss.item():g}" for name, report in reports.items())
+            raise FloatingPointError(f"{error} (losses: {found})") from None
+        return reports
+
+
+Value = TypeVar("Value", Tensor, Tensor | None)
+
+
+def _apply(rule: str | Callable[[Tensor, Batch], Value], given: Tensor, batch: Batch) -> Value:
+    return batch[rule] if isinstance(rule, str) else rule(given, batch)
+
+
+Reports = dict[str, Report]
+
+
+def train(
+    trainer: Trainer,
+    rounds: Iterable[Iterable[Batch]],
+    stop: Callable[[Reports], bool] | None = None,
+    after: Callable[[int, Reports], bool | None] | None = None,
+) -> None:
+    """The one loop: every round is some batches, every batch is a step.
+
+    Args:
+        trainer: takes the steps.
+        rounds: an epoch of a data set each, or one rollout each (in so many passes as the learner makes).
+        stop: sees the reports of a step; True ends the round (PPO's limit on the KL divergence, say).
+        after: called after round n = 0, 1, … with the reports of its last step (none if it was empty): logs,
+            evaluates, saves; True ends training.
+
+    Example:
+        >>> import torch
+        >>> from pgce import Batch, Term, Trainer, heads, train
+        >>> from pgce.optimizer import Optimizer
+        >>> model = torch.nn.Linear(4, 2)
+        >>> trainer = Trainer(model, {"label": Term(heads.Categorical())}, Optimizer(model.parameters()))
+        >>> batch = Batch(torch.eye(4), {"target": torch.tensor([0, 1, 0, 1])})
+        >>> train(trainer, ([batch] for epoch in range(3)), after=lambda n, reports: print("epoch", n))
+        epoch 0
+        epoch 1
+        epoch 2
+    """
+    for n, batches in enumerate(rounds):
+        reports: Reports = {}
+        for batch in batches:
+            reports = trainer.step(batch)
+            if stop is not None and stop(reports):
+                break
+        if after is not None and after(n, reports):
+            break

@@ -1,0 +1,140 @@
+"""Heads against torch.distributions, and their samples against their own probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import distributions
+
+from pgce.heads import Bernoulli, Categorical, Gaussian
+
+DOUBLE = torch.float64
+HEADS = {
+    "categorical": (Categorical(), (6, 4)),
+    "bernoulli": (Bernoulli(), (6,)),
+    "bernoulli event": (Bernoulli(event_dims=1), (6, 3)),
+    "gaussian": (Gaussian(2.5), (6,)),
+    "gaussian event": (Gaussian(0.3, event_dims=1), (6, 3)),
+    "gaussian learned": (Gaussian("learned"), (6, 2)),
+    "gaussian learned event": (Gaussian("learned", event_dims=1), (6, 3, 2)),
+}
+
+
+def reference(head, logits):
+    """The same distribution in torch's words."""
+    if isinstance(head, Categorical):
+        return distributions.Categorical(logits=logits)
+    if isinstance(head, Bernoulli):
+        return distributions.Independent(distributions.Bernoulli(logits=logits), head.event_dims)
+    if head.scale == "learned":
+        normal = distributions.Normal(logits[..., 0], logits[..., 1].exp())
+    else:
+        normal = distributions.Normal(logits, head.scale)
+    return distributions.Independent(normal, head.event_dims)
+
+
+@pytest.fixture(params=HEADS)
+def case(request):
+    head, shape = HEADS[request.param]
+    generator = torch.Generator().manual_seed(0)
+    return head, torch.randn(shape, dtype=DOUBLE, generator=generator, requires_grad=True)
+
+
+def gradient(value, logits):
+    return torch.autograd.grad(value.sum(), logits)[0]
+
+
+def test_cross_entropy_is_minus_the_log_density(case):
+    head, logits = case
+    target = head.sample(logits.detach(), torch.Generator().manual_seed(1))
+    ours, theirs = (
+        head.cross_entropy(logits, target),
+        -reference(head, logits).log_prob(target.to(DOUBLE)),
+    )
+    assert ours.shape == head.examples(logits) == (6,)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient(ours, logits), gradient(theirs, logits))
+
+
+def test_entropy_is_torch_s(case):
+    head, logits = case
+    torch.testing.assert_close(head.entropy(logits), reference(head, logits).entropy())
+
+
+def test_entropy_target_has_the_gradient_of_the_entropy(case):
+    """Signed targets: their cross-entropy's gradient is that of H, differentiated by autograd."""
+    head, logits = case
+    ours = gradient(head.cross_entropy(logits, head.entropy_target(logits)), logits)
+    if isinstance(head, Gaussian) and head.scale != "learned":
+        theirs = torch.zeros_like(ours)  # the entropy is a constant
+    else:
+        theirs = gradient(head.entropy(logits), logits)
+        assert theirs.abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_detached_p_as_target_has_no_gradient():
+    """The trap that entropy_target is there to avoid."""
+    logits = torch.randn(6, 4, dtype=DOUBLE, requires_grad=True)
+    naive = gradient(Categorical().cross_entropy(logits, logits.detach().softmax(-1)), logits)
+    torch.testing.assert_close(naive, torch.zeros_like(naive))
+
+
+def test_forbidden_classes_have_no_entropy_and_are_never_drawn():
+    logits = torch.tensor([[0.0, -math.inf, 0.0]]).expand(1000, 3)
+    head = Categorical()
+    torch.testing.assert_close(head.entropy(logits), torch.full((1000,), math.log(2)))
+    assert head.entropy_target(logits).isfinite().all()
+    drawn = head.sample(logits, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 2}
+
+
+def test_mode_is_where_the_density_is_highest(case):
+    head, logits = case
+    cross_entropy = head.cross_entropy(logits, head.mode(logits))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        drawn = head.sample(logits.detach(), generator)
+        assert (cross_entropy <= head.cross_entropy(logits, drawn)).all()
+
+
+def test_samples_follow_p():
+    """Frequencies and moments of 200,000 draws lie within five standard errors."""
+    n = 200_000
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0])
+    p = logits.softmax(-1)
+    drawn = Categorical().sample(logits.expand(n, 4), generator)
+    frequency = torch.bincount(drawn, minlength=4) / n
+    assert ((frequency - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+
+    yes = Bernoulli().sample(torch.full((n,), 0.7), generator).double().mean()
+    q = torch.tensor(0.7).sigmoid()
+    assert abs(yes - q) < 5 * (q * (1 - q) / n).sqrt()
+
+    parameters = torch.tensor([1.5, math.log(0.4)])
+    values = Gaussian("learned").sample(parameters.expand(n, 2), generator)
+    assert abs(values.mean() - 1.5) < 5 * 0.4 / math.sqrt(n)
+    assert abs(values.std() - 0.4) < 5 * 0.4 / math.sqrt(2 * n)
+    fixed = Gaussian(3.0).sample(torch.zeros(n), generator)
+    assert abs(fixed.std() - 3.0) < 5 * 3.0 / math.sqrt(2 * n)
+
+
+def test_the_generator_decides_the_draw(case):
+    head, logits = case
+    one, again, other = (head.sample(logits.detach(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other) or not one.is_floating_point()
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "fixed", None])
+def test_gaussian_refuses_a_scale(scale):
+    with pytest.raises(ValueError, match="scale is"):
+        Gaussian(scale)
+
+
+def test_an_event_needs_its_axes():
+    with pytest.raises(ValueError, match="an event of 1 axes"):
+        Bernoulli(event_dims=1).cross_entropy(torch.zeros(()), torch.zeros(()))

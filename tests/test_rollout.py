@@ -1,0 +1,255 @@
+"""Rollouts of a scripted environment, equal to buffers written by hand, in all three autoreset modes."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+import pgce.envs
+from pgce.networks import mlp
+from pgce.returns import discounted
+from pgce.rollout import Collector, evaluate
+
+NEXT_STEP, SAME_STEP, DISABLED = (
+    AutoresetMode.NEXT_STEP,
+    AutoresetMode.SAME_STEP,
+    AutoresetMode.DISABLED,
+)
+
+
+class Scripted(gym.Env):
+    """Observes (episode, step), pays 10 · episode + step, and ends as its script says."""
+
+    observation_space = gym.spaces.Box(-1e6, 1e6, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3, start=5)
+
+    def __init__(self, script="t2 c3 t9"):
+        self.script = [(word[0], int(word[1:])) for word in script.split()]  # t terminates, c cuts
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += 1
+        self.time = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        assert action in (5, 6, 7), action
+        self.time += 1
+        kind, length = self.script[self.episode]
+        end = self.time == length
+        reward = 10.0 * self.episode + self.time
+        return self._observation(), reward, end and kind == "t", end and kind == "c", {}
+
+    def _observation(self):
+        return np.array([self.episode, self.time], np.float32)
+
+
+def policy(observation):
+    return torch.zeros(len(observation), 3)
+
+
+def collector(mode, steps, scripts=("t2 c3 t9",), vector=SyncVectorEnv):
+    envs = vector([lambda s=s: Scripted(s) for s in scripts], autoreset_mode=mode)
+    return Collector(envs, policy, steps, seed=0, generator=torch.Generator().manual_seed(0))
+
+
+T, F = True, False
+EXPECTED = {  # seven steps of one environment: terminated after 2, cut after 3 more
+    NEXT_STEP: {
+        "observation": [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)],
+        "reward": [1, 2, 0, 11, 12, 13, 0],
+        "terminated": [F, T, F, F, F, F, F],
+        "truncated": [F, F, F, F, F, T, F],
+        "valid": [T, T, F, T, T, T, F],
+        "final_index": [],
+        "final_observation": [],
+        "next_value": [1, 2, 100, 101, 102, 103, 200],
+        # γ = ½, value 100 · episode + step
+        "return": [1 + 1, 2, None, 11 + 6 + 3.25 + 12.875, 12 + 6.5 + 25.75, 13 + 51.5, None],
+        "steps": 5,
+    },
+    SAME_STEP: {
+        "observation": [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)],
+        "reward": [1, 2, 11, 12, 13, 21, 22],
+        "terminated": [F, T, F, F, F, F, F],
+        "truncated": [F, F, F, F, T, F, F],
+        "valid": [T] * 7,
+        "final_index": [1, 4],
+        "final_observation": [(0, 2), (1, 3)],
+        "next_value": [1, 2, 101, 102, 103, 201, 202],
+        "return": [1 + 1, 2, 11 + 6 + 3.25 + 12.875, 12 + 6.5 + 25.75, 13 + 51.5, 21 + 11 + 50.5, 22 + 101],
+        "steps": 7,
+    },
+}  # fmt: skip
+EXPECTED[DISABLED] = EXPECTED[SAME_STEP]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
+def test_the_buffer_equals_the_expected_one(mode, vector):
+    collect = collector(mode, 7, vector=vector)
+    rollout, expected = collect.collect(), EXPECTED[mode]
+    collect.envs.close()
+    assert [tuple(row) for row in rollout.observation[:, 0].tolist()] == expected["observation"]
+    for name in ("reward", "terminated", "truncated", "valid"):
+        assert getattr(rollout, name)[:, 0].tolist() == expected[name], name
+    assert rollout.final_index.tolist() == expected["final_index"]
+    assert [tuple(row) for row in rollout.final_observation.tolist()] == expected["final_observation"]
+    assert rollout.steps == expected["steps"]
+    assert rollout.episode_return.tolist() == [1 + 2, 11 + 12 + 13]
+    assert rollout.episode_length.tolist() == [2, 3]
+
+    value, next_value = rollout.values(lambda obs: 100 * obs[:, 0] + obs[:, 1])
+    assert value[:, 0].tolist() == [100 * e + s for e, s in expected["observation"][:-1]]
+    assert next_value[:, 0].tolist() == expected["next_value"]
+    ends = rollout.terminated, rollout.truncated
+    returns = discounted(rollout.reward, *ends, 0.5, next_value)
+    for ours, by_hand in zip(returns[:, 0].tolist(), expected["return"], strict=True):
+        assert by_hand is None or ours == by_hand
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 6])
+def test_two_rollouts_go_on_where_one_would(mode, cut):
+    """Wherever the border falls: on an end, on a reset row, inside an episode."""
+    scripts = ("t2 c3 t9", "c1 t1 t1 c4 t9")
+    whole = collector(mode, 7, scripts).collect()
+    parts = collector(mode, cut, scripts)
+    first = parts.collect()
+    parts.num_steps = 7 - cut
+    second = parts.collect()
+    for name in ("reward", "terminated", "truncated", "valid"):
+        joined = torch.cat((getattr(first, name), getattr(second, name)))
+        assert torch.equal(joined, getattr(whole, name)), name
+    joined = torch.cat((first.observation[:-1], second.observation))
+    assert torch.equal(joined, whole.observation)
+    for name in ("episode_return", "episode_length", "episode_env"):
+        joined = np.concatenate((getattr(first, name), getattr(second, name)))
+        assert joined.tolist() == getattr(whole, name).tolist(), name
+    final = torch.cat((first.final_observation, second.final_observation))
+    assert torch.equal(final, whole.final_observation)
+
+
+def test_the_batch_leaves_out_what_is_no_transition():
+    rollout = collector(NEXT_STEP, 7, ("t2 c3 t9", "c1 t1 t1 c4 t9")).collect()
+    batch = rollout.batch({"reward": rollout.reward})
+    assert len(batch) == 14
+    assert batch.count == rollout.steps == int(rollout.valid.sum()) < 14
+    counted = batch.counted()
+    assert (counted["reward"] > 0).all()
+    assert torch.equal(counted.input[:2], torch.zeros(2, 2))
+    assert counted["action"].dtype == torch.int64
+    assert int(counted["action"].max()) <= 2, "stored as class ids, whatever the space starts at"
+
+
+def test_episode_statistics_of_cartpole_are_gymnasium_s():
+    """CartPole pays 1 a step: return equals length, and lengths add up to the steps taken."""
+    envs = pgce.envs.make("CartPole-v1", 6)
+    collect = Collector(envs, mlp(4, 2), 50, seed=3)
+    lengths, steps = 0, 0
+    for _ in range(10):
+        rollout = collect.collect()
+        assert rollout.episode_return.tolist() == rollout.episode_length.tolist()
+        lengths += rollout.episode_length.sum()
+        steps += rollout.steps
+    assert lengths + collect._length.sum() == steps < 6 * 500
+
+
+class Pointer(gym.Env):
+    """Pays for the distance to a point; remembers the actions that reached it."""
+
+    observation_space = gym.spaces.Discrete(2, start=3)
+
+    def __init__(self):
+        self.action_space = gym.spaces.Box(-0.5, 0.25, (2, 1), np.float64)
+        self.received = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 4, {}
+
+    def step(self, action):
+        self.received.append(action)
+        return 3, 0.0, False, False, {}
+
+
+def test_box_actions_are_stored_as_drawn_and_clipped_for_the_environment():
+    envs = SyncVectorEnv([Pointer])
+    rollout = Collector(envs, lambda obs: torch.zeros(len(obs), 2, 2), 200, seed=0).collect()
+    received = np.array(envs.envs[0].received)
+    assert received.shape == (200, 2, 1)
+    assert received.dtype == np.float64
+    assert received.min() == -0.5
+    assert received.max() == 0.25
+    drawn = rollout.action[:, 0].numpy()
+    assert drawn.shape == (200, 2)
+    assert drawn.min() < -1
+    np.testing.assert_allclose(received[:, :, 0], drawn.clip(-0.5, 0.25), atol=1e-7)
+    assert rollout.observation[:2, 0].tolist() == [[0, 1], [1, 0]]
+
+
+def test_evaluation_gives_every_environment_its_share():
+    """Environment 0 has short episodes; counting the first to finish would favour them."""
+    envs = SyncVectorEnv([lambda: Scripted("t1 " * 99), lambda: Scripted("c30 " * 9)])
+    returns, lengths = evaluate(envs, policy, 5, seed=0)
+    assert sorted(lengths.tolist()) == [1, 1, 1, 30, 30]
+    assert sorted(returns.tolist())[:3] == [1.0, 11.0, 21.0]
+
+
+def test_greedy_takes_the_mode():
+    envs = SyncVectorEnv([lambda: Scripted("t2 c3 t9")] * 2)
+    logits = torch.tensor([0.0, 0.1, 0.0])
+    rollout = Collector(envs, lambda obs: logits.expand(len(obs), 3), 5, seed=0, greedy=True).collect()
+    assert rollout.action.unique().tolist() == [1]
+
+
+class Broken(Scripted):
+    def __init__(self, what):
+        super().__init__("t99")
+        self.what = what
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        if self.time == 4:
+            if self.what == "reward":
+                reward = np.inf
+            else:
+                observation[1] = np.nan
+        return observation, reward, *rest
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_numbers_that_are_not_finite_are_refused(what):
+    envs = SyncVectorEnv([lambda: Scripted("t99"), lambda: Broken(what)])
+    with pytest.raises(ValueError, match=f"environment 1 of .* gave an? {what} .* at step 3"):
+        Collector(envs, policy, 8, seed=0).collect()
+
+
+def test_refuses_spaces_and_environments_without_a_mode():
+    class Odd(Scripted):
+        action_space = gym.spaces.MultiBinary(3)
+
+    with pytest.raises(ValueError, match=r"actions are a Discrete .* this one is MultiBinary"):
+        Collector(SyncVectorEnv([Odd]), policy, 2, seed=0)
+    Odd.action_space, Odd.observation_space = Scripted.action_space, gym.spaces.MultiBinary(3)
+    with pytest.raises(ValueError, match=r"observations are a Box .* this one is MultiBinary"):
+        Collector(SyncVectorEnv([Odd]), policy, 2, seed=0)
+    envs = SyncVectorEnv([Scripted])
+    envs.metadata = {}
+    with pytest.raises(ValueError, match="has None"):
+        Collector(envs, policy, 2, seed=0)
+
+
+def test_the_seed_decides_the_rollout():
+    def observation(seed):
+        envs = pgce.envs.make("CartPole-v1", 4)
+        generator = torch.Generator().manual_seed(0)
+        collect = Collector(envs, lambda o: torch.zeros(len(o), 2), 8, seed=seed, generator=generator)
+        return collect.collect().observation
+
+    assert torch.equal(observation(1), observation(1))
+    assert not torch.equal(observation(1), observation(2))
