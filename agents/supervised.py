@@ -42,7 +42,11 @@ class Supervised(Learner):
     """Share ε of the target given to the uniform distribution over all classes."""
     soft_labels: tuple[float, float] | None = None
     """Target at the label and at every other class, such as 0.9 0.1."""
-    hidden_sizes: tuple[int, ...] = (128,)
+    learning_rate: float = 3e-3
+    """Step size."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate falls over the run."""
+    hidden_sizes: tuple[int, ...] = (256,)
     """Widths of the hidden layers."""
     activation: Literal["relu", "silu", "tanh"] = "relu"
     """After each hidden layer."""

@@ -160,6 +160,7 @@ def fit(
     )
     trainer = Trainer(model, {"label": term}, stack)
     generator = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(whole) // batch_size)
     history = History()
     losses: list[Tensor] = []
 
@@ -167,7 +168,7 @@ def fit(
         losses.clear()
         model.train()
         for index in torch.randperm(len(whole), generator=generator).split(batch_size):
-            stack.progress = stack.steps * batch_size / (epochs * len(whole))
+            stack.progress = stack.steps / steps
             yield whole.rows(index)
 
     def record(reports: dict[str, Report]) -> bool:
@@ -247,8 +248,8 @@ def _check(model: nn.Module, head: Head, target: str | TargetRule, batch: Batch,
     logits = _forward(model, row, 1)
     y = row[target] if isinstance(target, str) else target(logits, row)
     try:
-        head.cross_entropy(logits, y)
         head.check(logits, batch[target] if isinstance(target, str) else y)
+        head.cross_entropy(logits, y)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]

@@ -118,7 +118,7 @@ class Categorical:
 
     def check(self, logits: Tensor, target: Tensor) -> None:
         """Refuse class ids outside 0..K−1 (some devices would compute with them)."""
-        if target.is_floating_point() or target.numel() == 0:
+        if target.is_floating_point() or target.dtype == torch.bool or target.numel() == 0:
             return
         low, high = (int(edge) for edge in torch.aminmax(target))
         if low < 0 or high >= logits.shape[-1]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
@@ -206,6 +207,7 @@ class Bar:
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
+                console=Console(file=self._stream),
                 transient=True,
             )
             self._task = self._progress.add_task("", total=total)

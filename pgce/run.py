@@ -269,9 +269,13 @@ class Run:
 def main(learner: type[Any], description: str | None) -> None:
     """The command line of a learner: its settings as flags, then its run.
 
-    Exits with 0, or 130 after Ctrl-C, 2 after a bad setting, 74 after an input/output error.
+    Exits with 0, or 130 after Ctrl-C, 2 for a bad setting, 74 for an input/output error.
     """
-    settings = tyro.cli(learner, description=description)
+    train_or_exit(tyro.cli(learner, description=description))
+
+
+def train_or_exit(settings: Any) -> None:
+    """Train, and turn the outcome into the process's exit code."""
     try:
         run = settings.train()
     except ValueError as error:
@@ -315,6 +319,8 @@ def _train_agent(agent: Agent) -> Run:
     for name in ("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes"):
         if getattr(agent, name) < 1:
             raise ValueError(f"{name} is at least 1: it is {getattr(agent, name)}")
+    if not 0 <= agent.gamma <= 1:
+        raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
     device = resolve_device(agent.device)
     model_seed, action_seed, env_seed, eval_seed = (
         np.random.SeedSequence(agent.seed).generate_state(4).tolist()

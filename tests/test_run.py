@@ -1,0 +1,239 @@
+"""Learners as users run them: by script, as a module, from Python; and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import pgce
+from pgce.agents import Reinforce, Supervised
+from pgce.checkpoint import load_tensors
+from pgce.logger import TAGS
+from pgce.run import train_or_exit
+
+FILES = ["command.txt", "config.json", "model.safetensors", "result.json", "versions.json"]
+
+
+def run_command(*words, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def same(result):
+    """What two runs of one seed share."""
+    return {k: v for k, v in result.items() if k not in ("run", "train_seconds")}
+
+
+def test_script_module_and_python_give_the_same_result(repository, tmp_path):
+    flags = ["--env", "CartPole-v1", "-n", 8_000, "--eval-episodes", 20, "--runs-dir", tmp_path]
+    script = run_command("agents/reinforce.py", *flags, "--json", cwd=repository)
+    module = run_command("-m", "pgce.agents.reinforce", *flags, "--json", "--quiet", cwd=tmp_path)
+    assert script.returncode == module.returncode == 0, script.stderr + module.stderr
+    by_script, by_module = (json.loads(r.stdout.splitlines()[-1]) for r in (script, module))
+    agent = Reinforce(eval_episodes=20, quiet=True, runs_dir=str(tmp_path))
+    by_python = agent.train("CartPole-v1", total_timesteps=8_000).result
+    assert same(by_script) == same(by_module) == same(by_python)
+    assert by_python["steps"] <= 8_000
+    assert by_python["eval_episodes"] == 20
+    assert len(module.stdout.splitlines()) == 1, "quiet"
+    said = script.stdout
+    assert "reinforce on CartPole-v1, seed 1" in said
+    assert f"--logdir {by_script['run']}" in said
+    assert "8,000 steps at most" in said
+    assert "steps · return" in script.stderr
+
+
+def test_supervised_by_script_and_from_python(repository, tmp_path):
+    flags = ["--data", "iris", "--epochs", 5, "--runs-dir", tmp_path, "--json"]
+    script = run_command("agents/supervised.py", *flags, cwd=repository)
+    assert script.returncode == 0, script.stderr
+    by_script = json.loads(script.stdout.splitlines()[-1])
+    run = Supervised(epochs=5, quiet=True, runs_dir=str(tmp_path)).train("iris")
+    assert same(by_script) == same(run.result)
+    assert run.result["examples"] == 5 * 112
+    data = pgce.envs.datasets.load("iris")
+    right = pgce.predict(run.model, data.test_inputs).numpy() == data.test_labels
+    assert right.mean() == run.result["test_accuracy"]
+
+
+def check_folder(run, learner):
+    assert sorted(f.name for f in run.path.iterdir() if "tfevents" not in f.name) == FILES
+    assert len(list(run.path.glob("*tfevents*"))) == 1
+    assert json.loads((run.path / "result.json").read_text()) == run.result
+    assert json.loads((run.path / "config.json").read_text())["seed"] == 3
+    assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__
+    words = shlex.split((run.path / "command.txt").read_text())
+    assert words[:3] == ["python", "-m", f"pgce.agents.{learner}"]
+    saved, state = load_tensors(run.path / "model.safetensors"), run.model.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[k], state[k]) for k in saved)
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
+    events.Reload()
+    assert set(events.Tags()["scalars"]) <= set(TAGS)
+    return events, words
+
+
+def test_the_folder_of_an_agent(tmp_path):
+    agent = Reinforce(
+        seed=3, baseline="critic", hidden_sizes=(32,), quiet=True, runs_dir=str(tmp_path),
+        eval_freq=6_000, ent_coef=0.01,
+    )  # fmt: skip
+    run = agent.train("CartPole-v1", total_timesteps=12_000)
+    assert run.path.name.startswith("CartPole-v1__reinforce__3__")
+    events, words = check_folder(run, "reinforce")
+    assert {"objective/weight_mean", "objective/cross_entropy", "rollout/ep_rew_mean"} <= set(
+        events.Tags()["scalars"]
+    )
+    steps = [event.step for event in events.Scalars("objective/loss")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == run.result["steps"] <= 12_000
+    assert len(events.Scalars("eval/mean_reward")) == 2
+    assert events.Scalars("eval/mean_reward")[-1].value == pytest.approx(run.result["eval_mean"])
+    for event in events.Scalars("objective/weight_std"):
+        assert event.value == pytest.approx(1.0, abs=1e-3), "whitened once over the rollout"
+    # The command that was written down repeats the run.
+    again = run_command(*words[1:], "--json", cwd=tmp_path)
+    assert same(json.loads(again.stdout.splitlines()[-1])) == same(run.result)
+
+
+def test_the_folder_of_a_classifier(tmp_path):
+    settings = Supervised(seed=3, epochs=4, label_smoothing=0.1, quiet=True, runs_dir=str(tmp_path))
+    run = settings.train("wine")
+    events, _ = check_folder(run, "supervised")
+    accuracy = events.Scalars("eval/accuracy")
+    assert [event.step for event in accuracy] == [133, 266, 399, 532]
+    assert accuracy[-1].value == pytest.approx(run.result["test_accuracy"])
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path):
+    settings = Supervised(epochs=1, quiet=True, runs_dir=str(tmp_path), track=False)
+    folders = {settings.train("iris").path for _ in range(4)}
+    assert len(folders) == 4
+    assert not list(tmp_path.rglob("*tfevents*")), "track=False"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("learner", ["reinforce", "supervised"])
+def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
+    budget = {"reinforce": ["-n", 10**9, "--no-stop-at-threshold"], "supervised": ["--epochs", 10**6]}
+    words = [sys.executable, "-u", "-m", f"pgce.agents.{learner}", "--json", "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*words, *map(str, budget[learner])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    folder = None
+    watchdog = threading.Timer(100, process.kill)
+    watchdog.start()
+    for line in process.stdout:
+        if line.split()[:1] == ["folder"]:
+            folder = line.split()[1]
+            break
+    assert folder is not None, process.stderr.read()
+    events = None
+    while process.poll() is None and not (events and os.path.getsize(events[0]) > 5_000):
+        events = [f for f in os.scandir(folder) if "tfevents" in f.name]
+        events = [f.path for f in events]
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    watchdog.cancel()
+    assert process.returncode == 130, errors
+    result = json.loads(output.splitlines()[-1])
+    assert result["stopped"] == "interrupt"
+    assert "Traceback" not in errors
+    assert sorted(f for f in os.listdir(folder) if "tfevents" not in f) == FILES
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env-id", "CartPol-v1"], "Did you mean: `CartPole`"),
+        (["--env-id", "os:CartPole-v1"], "names a module"),
+        (["--num-envs", "0"], "num_envs is at least 1: it is 0"),
+        (["--gamma", "1.5"], "gamma is 1.5"),
+        (["--device", "tpu"], "it is 'tpu'"),
+        (["--learning-rate", "-1"], "it is -1"),
+        (["--env-id", "Blackjack-v1"], "observations are a Box or Discrete space"),
+    ],
+)
+def test_bad_settings_end_with_2_and_leave_no_folder(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train_or_exit(tyro.cli(Reinforce, args=[*flags, "--runs-dir", str(tmp_path), "--quiet"]))
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_is_refused(tmp_path):
+    done = run_command("-m", "pgce.agents.reinforce", "--gama", "0.9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--gama" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_loads_no_torch(tmp_path):
+    code = (
+        "import sys; sys.argv = ['reinforce', '--help']\n"
+        "from pgce.agents.reinforce import *\n"
+        "try: main(Reinforce, None)\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = run_command("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("--env-id", "--total-timesteps", "--baseline", "--vf-coef", "--json"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "critic"])
+def test_reinforce_learns_a_tiny_bandit(baseline, tmp_path):
+    """Digits as a bandit: from 10 % by chance to 80 % greedy in a few seconds."""
+    agent = Reinforce(
+        baseline=baseline, eval_env_id="pgce/DigitsBanditTest-v0", eval_greedy=True, eval_episodes=450,
+        num_envs=256, num_steps=1, learning_rate=3e-3, quiet=True, track=False, runs_dir=str(tmp_path),
+    )  # fmt: skip
+    result = agent.train("pgce/DigitsBandit-v0", total_timesteps=60_000).result
+    assert result["eval_mean"] > 0.8
+
+
+def test_reinforce_learns_continuous_actions(tmp_path):
+    """A Box environment of one step: the mean moves to the point that pays most."""
+    import gymnasium as gym
+    import numpy as np
+
+    class Point(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        action_space = gym.spaces.Box(-2, 2, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            distance = float(((action - [0.5, -1.0]) ** 2).sum())
+            return np.zeros(1, np.float32), -distance, True, False, {}
+
+    gym.register("pgce-test/Point-v0", entry_point=Point)
+    agent = Reinforce(
+        num_envs=8, num_steps=32, quiet=True, track=False, runs_dir=str(tmp_path), eval_greedy=True,
+    )  # fmt: skip
+    run = agent.train("pgce-test/Point-v0", total_timesteps=40_000)
+    assert run.result["eval_mean"] > -0.1, "2.25 at the start"
