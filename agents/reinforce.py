@@ -38,7 +38,11 @@ class Reinforce(Agent):
 
     baseline: Literal["none", "mean", "critic"] = "mean"
     """What is subtracted from the return: nothing, its mean over the rollout, or a learned value."""
-    learning_rate: float = 1e-2
+    num_envs: int = 8
+    """Environments stepped together (N)."""
+    num_steps: int = 256
+    """Steps in each environment a rollout (T)."""
+    learning_rate: float = 5e-3
     """Step size."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls over the run."""

@@ -46,10 +46,8 @@ TAGS = {
 
 LAYOUT = {
     "pgce": {
-        "How good: reward, or accuracy": [
-            "Multiline",
-            ["eval/mean_reward", "eval/accuracy", "rollout/ep_rew_mean"],
-        ],
+        "Evaluation: reward, or accuracy": ["Multiline", ["eval/mean_reward", "eval/accuracy"]],
+        "Training: return, or accuracy": ["Multiline", ["rollout/ep_rew_mean", "train/accuracy"]],
         "The objective": ["Multiline", ["objective/loss", "objective/cross_entropy"]],
         "The weight: mean and spread": ["Multiline", ["objective/weight_mean", "objective/weight_std"]],
     }

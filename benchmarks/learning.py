@@ -1,0 +1,203 @@
+"""What the learners reach, over seeds: tables and curves as CSV, and the picture in the README.
+
+    python benchmarks/learning.py          train everything again (about two minutes), then show
+    python benchmarks/learning.py --show   make picture and table from the committed CSV only
+
+Scores are the interquartile mean over seeds with a 95 % bootstrap interval (Agarwal et al., 2021, Deep
+reinforcement learning at the edge of the statistical precipice).
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+SEEDS = range(1, 6)
+
+# Experiment: learner, settings, tag of the curve. Settings that are not named here are the defaults.
+BANDIT = {
+    "env_id": "pgce/DigitsBandit-v0",
+    "eval_env_id": "pgce/DigitsBanditTest-v0",
+    "eval_greedy": True,
+    "eval_episodes": 1000,
+    "eval_freq": 4_000,
+    "total_timesteps": 400_000,
+    "stop_at_threshold": False,
+    "num_envs": 256,
+    "num_steps": 1,
+    "hidden_sizes": (256,),
+    "learning_rate": 3e-3,
+    "ent_coef": 0.05,
+}
+EXPERIMENTS = {
+    "CartPole-v1 to 475, baseline mean": ("Reinforce", {}, "eval/mean_reward"),
+    "CartPole-v1 to 475, baseline critic": (
+        "Reinforce",
+        {"baseline": "critic"},
+        "eval/mean_reward",
+    ),
+    "CartPole-v1 to 475, baseline none": ("Reinforce", {"baseline": "none"}, "eval/mean_reward"),
+    "CartPole-v1, baseline mean": ("Reinforce", {"stop_at_threshold": False}, "eval/mean_reward"),
+    "CartPole-v1, baseline critic": (
+        "Reinforce",
+        {"stop_at_threshold": False, "baseline": "critic"},
+        "eval/mean_reward",
+    ),
+    "CartPole-v1, baseline none": (
+        "Reinforce",
+        {"stop_at_threshold": False, "baseline": "none"},
+        "eval/mean_reward",
+    ),
+    "digits, cross-entropy": ("Supervised", {}, "eval/accuracy"),
+    "digits, cross-entropy, smoothing 0.1": (
+        "Supervised",
+        {"label_smoothing": 0.1},
+        "eval/accuracy",
+    ),
+    "digits as a bandit, REINFORCE": ("Reinforce", BANDIT, "eval/mean_reward"),
+}
+PANELS = {
+    "REINFORCE on CartPole-v1": (
+        "environment steps",
+        "mean return of 100 episodes",
+        ["CartPole-v1, baseline mean", "CartPole-v1, baseline critic", "CartPole-v1, baseline none"],
+    ),
+    "One network, digits, two weights": (
+        "examples seen",
+        "accuracy on held-out digits",
+        ["digits, cross-entropy", "digits as a bandit, REINFORCE"],
+    ),
+}
+
+
+def measure() -> None:
+    """Train every experiment on every seed; write one row a run, and one row a point of a curve."""
+    import torch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import pgce
+
+    torch.set_num_threads(1)
+    runs, curves = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (learner, settings, tag) in EXPERIMENTS.items():
+            for seed in SEEDS:
+                agent = getattr(pgce.agents, learner)(
+                    seed=seed, quiet=True, runs_dir=folder, device="cpu", **settings
+                )
+                run = agent.train()
+                result = run.result
+                runs.append(
+                    {
+                        "experiment": name,
+                        "seed": seed,
+                        "score": result.get("eval_mean", result.get("test_accuracy")),
+                        "steps": result.get("steps", result.get("examples")),
+                        "train_seconds": result["train_seconds"],
+                        "stopped": result["stopped"],
+                        "command": agent.command()
+                        .replace(f" --runs-dir {folder}", "")
+                        .replace(" --quiet", ""),
+                    }
+                )
+                events = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
+                events.Reload()
+                curves += [
+                    {"experiment": name, "seed": seed, "step": e.step, "value": round(e.value, 5)}
+                    for e in events.Scalars(tag)
+                ]
+                print(name, seed, runs[-1]["score"], flush=True)
+    for path, rows in (("learning.csv", runs), ("learning_curves.csv", curves)):
+        with (RESULTS / path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a committed CSV."""
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def iqm(values: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over the first axis, and the ends of its 95 % bootstrap interval."""
+    mean = stats.trim_mean(values, 0.25)
+    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
+    low, high = np.quantile(stats.trim_mean(values[draws], 0.25, axis=1), (0.025, 0.975), axis=0)
+    return mean, low, high
+
+
+def table() -> str:
+    """The results as a Markdown table."""
+    by_experiment = defaultdict(list)
+    for row in read("learning.csv"):
+        by_experiment[row["experiment"]].append(row)
+    lines = [
+        "| experiment | score, IQM [95 %] | lowest seed | steps, median | training s, median |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in by_experiment.items():
+        score = np.array([float(row["score"]) for row in rows])
+        mean, low, high = iqm(score)
+        digits = 1 if score.max() > 1 else 4
+        steps = int(np.median([float(row["steps"]) for row in rows]))
+        seconds = np.median([float(row["train_seconds"]) for row in rows])
+        lines.append(
+            f"| {name} | {mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] | "
+            f"{score.min():.{digits}f} | {steps:,} | {seconds:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw() -> None:
+    """The curves: interquartile mean over seeds, shaded 95 % interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    points = defaultdict(lambda: defaultdict(list))
+    for row in read("learning_curves.csv"):
+        points[row["experiment"]][row["seed"]].append((float(row["step"]), float(row["value"])))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+    for axis, (title, (x, y, names)) in zip(axes, PANELS.items(), strict=True):
+        for name in names:
+            seeds = [np.array(curve).T for curve in points[name].values()]
+            grid = np.linspace(max(s[0][0] for s in seeds), min(s[0][-1] for s in seeds), 100)
+            mean, low, high = iqm(np.stack([np.interp(grid, *seed) for seed in seeds]))
+            label = name.split(", ")[-1]
+            (line,) = axis.plot(grid, mean, label=label)
+            axis.fill_between(grid, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        axis.set(title=title, xlabel=x, ylabel=y)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right")
+    axes[0].axhline(475, color="grey", linewidth=0.8, linestyle="--")
+    axes[1].set_xscale("log")
+    axes[0].xaxis.set_major_formatter(lambda step, _: f"{step / 1000:.0f}k")
+    (ROOT / "docs").mkdir(exist_ok=True)
+    figure.savefig(ROOT / "docs" / "learning.png", dpi=110, metadata={"Software": ""})
+
+
+def show() -> None:
+    """Draw the picture, and put the table into the README."""
+    draw()
+    readme = ROOT / "README.md"
+    start, rest = readme.read_text(encoding="utf-8").split("<!-- results -->")
+    _, end = rest.split("<!-- /results -->")
+    text = f"{start}<!-- results -->\n{table()}\n<!-- /results -->{end}"
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "--show" not in sys.argv:
+        measure()
+    show()

@@ -1,0 +1,65 @@
+"""What the README says happens, happens."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+import tyro
+
+from pgce.agents import Reinforce, Supervised
+
+
+@pytest.fixture(scope="module")
+def readme(repository):
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_run(readme, tmp_path, monkeypatch):
+    """All Python blocks, one after the other, as a reader would paste them (with a smaller budget)."""
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 4
+    code = "\n".join(blocks).replace("total_timesteps=200_000", "total_timesteps=5_000")
+    script = tmp_path / "readme.py"
+    script.write_text(code.replace("epochs=30", "epochs=2"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path(str(script))
+    assert names["loss"].item() == pytest.approx((1 - 0.5) * 0.6931 / 2, abs=1e-3)
+    assert names["run"].path.parts[0] == "runs"
+
+
+def test_the_commands_parse(readme, repository):
+    text = readme.replace("\\\n", " ")
+    commands = re.findall(
+        r"^    (?:\.venv/bin/)?python (?:-m |)(\S*(?:reinforce|supervised)\S*) (.*)$", text, re.M
+    )
+    assert len(commands) >= 6
+    for name, flags in commands:
+        learner = Reinforce if "reinforce" in name else Supervised
+        words = shlex.split(flags.split("#")[0])
+        if "--help" not in words:
+            tyro.cli(learner, args=words)
+        if name.endswith(".py"):
+            assert (repository / name).is_file()
+
+
+def test_links_and_make_targets_exist(readme, repository):
+    for link in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert (repository / link).is_file(), link
+    makefile = (repository / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make (\w+)", readme, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_results_are_the_committed_ones(readme, repository):
+    pytest.importorskip("scipy")
+    sys.path.insert(0, str(repository / "benchmarks"))
+    try:
+        import learning
+    finally:
+        sys.path.pop(0)
+    shown = readme.split("<!-- results -->\n")[1].split("\n<!-- /results -->")[0]
+    assert shown == learning.table()
