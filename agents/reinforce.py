@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import pgce
+from pgce.choices import Schedule
 from pgce.run import Agent, main
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ class Reinforce(Agent):
 
     Example:
         >>> import tempfile, pgce
-        >>> agent = pgce.agents.Reinforce(num_envs=8, quiet=True, runs_dir=tempfile.mkdtemp())
-        >>> run = agent.train("CartPole-v1", total_timesteps=4_000)
-        >>> run.result["steps"] <= 4_000
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     agent = pgce.agents.Reinforce(baseline="critic", quiet=True, runs_dir=folder)
+        ...     run = agent.train("CartPole-v1", total_timesteps=4_000)
+        >>> 1_000 < run.result["steps"] <= 4_000
         True
     """
 
@@ -44,10 +46,8 @@ class Reinforce(Agent):
     """Steps in each environment a rollout (T)."""
     learning_rate: float = 5e-3
     """Step size."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
-    activation: Literal["relu", "silu", "tanh"] = "relu"
-    """After each hidden layer."""
 
     def terms(self, head: Head) -> dict[str, Term]:
         """The weighted cross-entropy of the actions, and what goes with it."""

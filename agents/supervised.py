@@ -8,9 +8,10 @@ Label smoothing and soft labels are other rules for y; nothing else changes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pgce
+from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
 from pgce.run import Learner, Run, main
 
@@ -26,8 +27,8 @@ class Supervised(Learner):
 
     Example:
         >>> import tempfile, pgce
-        >>> learner = pgce.agents.Supervised(epochs=2, quiet=True, runs_dir=tempfile.mkdtemp())
-        >>> run = learner.train("iris")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pgce.agents.Supervised(epochs=2, quiet=True, runs_dir=folder).train("iris")
         >>> run.result["examples"]
         224
     """
@@ -44,11 +45,11 @@ class Supervised(Learner):
     """Target at the label and at every other class, such as 0.9 0.1."""
     learning_rate: float = 3e-3
     """Step size."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_schedule: Schedule = "cosine"
     """How the learning rate falls over the run."""
     hidden_sizes: tuple[int, ...] = (256,)
     """Widths of the hidden layers."""
-    activation: Literal["relu", "silu", "tanh"] = "relu"
+    activation: Activation = "relu"
     """After each hidden layer."""
 
     def target(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -111,12 +112,13 @@ def _train(settings: Supervised) -> Run:
             "time/epoch": row["epoch"],
         }
         run.logger.scalars(examples, values)
+        run.logger.distributions(examples, report)
         run.bar.update(examples, f"accuracy {scores['accuracy']:.3f}")
         if run.interrupted:
             stopped = "interrupt"
         return run.interrupted
 
-    with run.training(total=settings.epochs * len(learn[1]), unit="examples"):
+    with run.logger, run.training(settings.epochs * len(learn[1]), "examples"):
         history = pgce.fit(
             model,
             learn,
@@ -135,6 +137,7 @@ def _train(settings: Supervised) -> Run:
     result = {
         "data": settings.data,
         "examples": int(history["examples"][-1]),
+        "steps": int(history["steps"][-1]),
         "stopped": stopped,
         "test_accuracy": scores["accuracy"],
         "test_loss": scores["loss"],

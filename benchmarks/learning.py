@@ -34,6 +34,7 @@ BANDIT = {
     "num_envs": 256,
     "num_steps": 1,
     "hidden_sizes": (256,),
+    "activation": "relu",
     "learning_rate": 3e-3,
     "ent_coef": 0.05,
 }

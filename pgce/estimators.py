@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pgce.choices import OptimizerName, Schedule
 from pgce.heads import Categorical, Head
 from pgce.objective import objective
-from pgce.optimizer import Optimizer, OptimizerName, Schedule, resolve_device
+from pgce.optimizer import Optimizer, resolve_device
 from pgce.trainer import Batch, Report, Rule, TargetRule, Term, Trainer, train
 from pgce.weights import one
 
@@ -28,9 +29,14 @@ class History:
     """What `fit` measured, a row an epoch.
 
     Attributes:
-        epochs: for each epoch "epoch" (from 1), "examples" seen so far, "loss" (mean over its steps),
-            "learning_rate" and "grad_norm" of the last, and with validation data "val_loss" and, of a
-            classifier, "val_accuracy".
+        epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "loss" (mean over
+            its examples), "learning_rate" and "grad_norm" of its last step, and with validation data
+            "val_loss" and, of a classifier, "val_accuracy".
+
+    Example:
+        >>> from pgce.estimators import History
+        >>> History([{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "loss": 0.25}])["loss"]
+        [0.5, 0.25]
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -179,6 +185,7 @@ def fit(
         row = {
             "epoch": n + 1.0,
             "examples": (n + 1.0) * len(whole),
+            "steps": float(stack.steps),
             "loss": (torch.stack(losses).sum() / len(whole)).item(),
             "learning_rate": stack.learning_rate,
             "grad_norm": stack.grad_norm,

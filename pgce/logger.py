@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams
 
+from pgce.trainer import Report
+
 __all__ = ["LAYOUT", "TAGS", "Bar", "Logger"]
 
 TAGS = {
@@ -125,6 +127,12 @@ class Logger:
         finite = array[np.isfinite(array)]
         if finite.size:
             self._write(lambda: histogram(tag, finite, bins="auto"), step)
+
+    def distributions(self, step: int, report: Report) -> None:
+        """Write histograms of one term's weights and cross-entropies."""
+        if report.weight is not None:
+            self.histogram(step, "distribution/weight", report.weight)
+        self.histogram(step, "distribution/cross_entropy", report.cross_entropy)
 
     def flush(self) -> None:
         """Bring what was written to the disk."""

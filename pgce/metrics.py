@@ -37,9 +37,24 @@ def factors(report: Report) -> dict[str, float]:
 
 
 def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[str, float]:
-    """What every learner logs of one step, by tag: the objective, its factors, and what its terms tell.
+    """What an agent logs of one step, by tag: the objective, its factors, and what its terms tell.
 
-    The first term is the one whose factors are shown; "policy" and "value" add their own numbers.
+    The factors are those of the first term; terms "policy" and "value" add numbers of their own.
+
+    Args:
+        reports: of one step, by term.
+        terms: the same terms.
+
+    Example:
+        >>> import torch
+        >>> from pgce import Batch, Term, Trainer, heads, metrics
+        >>> from pgce.optimizer import Optimizer
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+        >>> terms = {"value": Term(heads.Gaussian(), target="return")}
+        >>> trainer = Trainer(model, terms, Optimizer(model.parameters()))
+        >>> reports = trainer.step(Batch(torch.eye(2), {"return": torch.tensor([0.0, 1.0])}))
+        >>> sorted(metrics.summary(reports, terms))[-2:]
+        ['train/explained_variance', 'train/value_loss']
     """
     values = {"objective/loss": sum(report.loss.item() for report in reports.values())}
     values |= factors(next(iter(reports.values())))
@@ -52,7 +67,17 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
 
 
 def accuracy(report: Report, head: Head) -> float:
-    """Share of the batch whose most probable class is the label (a dense target's largest entry)."""
+    """Share of the batch whose most probable class is the label (a dense target's largest entry).
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Categorical
+        >>> from pgce.metrics import accuracy
+        >>> from pgce.trainer import Batch, Report
+        >>> logits, label, one = torch.eye(4), torch.tensor([0, 1, 2, 0]), torch.ones(4)
+        >>> accuracy(Report(logits, label, one, None, one.mean(), Batch(logits, {})), Categorical())
+        0.75
+    """
     target = report.target
     if target.shape == report.logits.shape:
         target = target.argmax(-1)
@@ -60,7 +85,17 @@ def accuracy(report: Report, head: Head) -> float:
 
 
 def entropy(report: Report, head: Head) -> float:
-    """Mean entropy H(p) in nats."""
+    """Mean entropy H(p) of the batch in nats.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Categorical
+        >>> from pgce.metrics import entropy
+        >>> from pgce.trainer import Batch, Report
+        >>> logits, label, one = torch.zeros(4, 2), torch.zeros(4).long(), torch.ones(4)
+        >>> entropy(Report(logits, label, one, None, one.mean(), Batch(logits, {})), Categorical())
+        0.6931
+    """
     return _mean(head.entropy(report.logits))
 
 
@@ -68,6 +103,14 @@ def explained_variance(report: Report) -> float:
     """1 − Var(y − μ)/Var(y) of a real-valued prediction: 1 is perfect, 0 no better than a constant.
 
     NaN where the target does not vary.
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import explained_variance
+        >>> from pgce.trainer import Batch, Report
+        >>> predicted, value, one = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), torch.ones(2)
+        >>> explained_variance(Report(predicted, value, one, None, one.mean(), Batch(predicted, {})))
+        0.75
     """
     spread = report.target.var(unbiased=False)
     return (1 - (report.target - report.logits).var(unbiased=False) / spread).item()

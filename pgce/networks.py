@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Activation", "ActorCritic", "WithScale", "mlp"]
+from pgce.choices import Activation, check_choice
 
-Activation = Literal["relu", "silu", "tanh"]
+__all__ = ["ActorCritic", "Value", "WithScale", "mlp"]
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -46,8 +46,7 @@ def mlp(
         Saxe et al. (2014), Exact solutions to the nonlinear dynamics of learning in deep linear networks, for
         orthogonal initialisation.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation is one of {', '.join(get_args(Activation))}: it is {activation!r}")
+    check_choice("activation", activation, Activation)
     widths = [inputs, *hidden, outputs]
     if min(widths) < 1:
         raise ValueError(f"every layer has at least one unit: the widths are {widths}")
@@ -88,6 +87,34 @@ class WithScale(nn.Module):
         return torch.stack((mean, self.log_scale.expand_as(mean)), -1)
 
 
+class Value(nn.Module):
+    """A number from a network with one output, in a unit of its own: (B, ...) -> (B,).
+
+    Adam moves every weight by about the learning rate a step: a value of 100 is out of reach of a few hundred
+    steps unless the output is counted in a unit of that order.
+
+    Args:
+        network: (B, ...) -> (B, 1).
+        unit: what an output of 1 stands for, in units of reward.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Value, mlp
+        >>> Value(mlp(4, 1), unit=7.0)(torch.zeros(8, 4)).shape
+        torch.Size([8])
+    """
+
+    def __init__(self, network: nn.Module, unit: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value, (B,)."""
+        output: Tensor = self.network(x)
+        return self.unit * output.squeeze(-1)
+
+
 class ActorCritic(nn.Module):
     """A policy, and beside it a value network where one is wanted.
 
@@ -97,9 +124,8 @@ class ActorCritic(nn.Module):
 
     Example:
         >>> import torch
-        >>> from pgce.networks import ActorCritic, mlp
-        >>> value = torch.nn.Sequential(mlp(4, 1), torch.nn.Flatten(0))
-        >>> outputs = ActorCritic(mlp(4, 2), value)(torch.zeros(8, 4))
+        >>> from pgce.networks import ActorCritic, Value, mlp
+        >>> outputs = ActorCritic(mlp(4, 2), Value(mlp(4, 1)))(torch.zeros(8, 4))
         >>> outputs["policy"].shape, outputs["value"].shape
         (torch.Size([8, 2]), torch.Size([8]))
     """

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Optimizer", "OptimizerName", "Schedule", "resolve_device"]
+from pgce.choices import OptimizerName, Schedule, check_choice
 
-OptimizerName = Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"]
-Schedule = Literal["constant", "linear", "cosine"]
+__all__ = ["Optimizer", "resolve_device"]
 
 _ALGORITHMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -75,8 +74,8 @@ class Optimizer:
         max_grad_norm: float | None = None,
         **options: Any,
     ) -> None:
-        _choice("optimizer", name, get_args(OptimizerName))
-        _choice("schedule", schedule, get_args(Schedule))
+        check_choice("optimizer", name, OptimizerName)
+        check_choice("schedule", schedule, Schedule)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"the learning rate is positive and finite: it is {learning_rate}")
         if warmup_steps < 0:
@@ -190,8 +189,3 @@ def resolve_device(name: str = "auto") -> torch.device:
     if not at_hand.get(device.type, True):
         raise ValueError(f"device {name!r} is not at hand: this machine has {resolve_device()}")
     return device
-
-
-def _choice(what: str, name: str, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        raise ValueError(f"{what} is one of {', '.join(allowed)}: it is {name!r}")

@@ -41,6 +41,17 @@ class Rollout:
         episode_return: (E,), undiscounted return of each episode that ended here, in order of their ends.
         episode_length: (E,), its environment steps.
         episode_env: (E,), which environment it ran in.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.networks import mlp
+        >>> from pgce.rollout import Collector
+        >>> rollout = Collector(pgce.envs.make("CartPole-v1", 8), mlp(4, 2), num_steps=64, seed=1).collect()
+        >>> value, next_value = rollout.values(lambda observation: observation[:, 0])
+        >>> value.shape, next_value.shape
+        (torch.Size([64, 8]), torch.Size([64, 8]))
+        >>> rollout.batch({"value": value}).count == rollout.steps < 64 * 8
+        True
     """
 
     observation: Tensor

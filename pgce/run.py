@@ -13,19 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
+from pgce.choices import Activation, OptimizerName, Schedule
+from pgce.envs.vectorize import Vectorization
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
-    from gymnasium.vector import VectorEnv
     from numpy.typing import NDArray
     from torch import nn
 
@@ -35,22 +37,30 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Report, Term
 
-__all__ = ["Agent", "Learner", "Run", "main"]
+__all__ = ["Agent", "Learner", "Run", "main", "train_or_exit"]
+
+Envs = VectorEnv[Any, Any, Any]
 
 
 @dataclass(kw_only=True)
 class Learner:
-    """Settings that every learner has. Each field is a flag of the script and an argument in Python."""
+    """Settings that every learner has. Each field is a flag of the script and an argument in Python.
+
+    Example:
+        >>> from pgce.agents import Supervised
+        >>> Supervised(seed=3, hidden_sizes=(32, 32), track=False).command()
+        'python -m pgce.agents.supervised --seed 3 --hidden-sizes 32 32 --no-track'
+    """
 
     seed: int = 1
     """Seed of the network, the environments or the order of examples, and the actions."""
     device: str = "auto"
     """Where to compute: auto (the first at hand of cuda, mps, cpu), or one of them."""
-    optimizer: Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"] = "adam"
+    optimizer: OptimizerName = "adam"
     """Optimizer by name."""
     learning_rate: float = 1e-3
     """Step size."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_schedule: Schedule = "constant"
     """How the learning rate falls over the run."""
     warmup_steps: int = 0
     """Updates over which the learning rate climbs to its full value."""
@@ -58,7 +68,7 @@ class Learner:
     """Limit of the gradient's Euclidean norm."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
-    activation: Literal["relu", "silu", "tanh"] = "tanh"
+    activation: Activation = "tanh"
     """After each hidden layer."""
     runs_dir: str = "runs"
     """Folder in which the run gets a folder of its own."""
@@ -108,6 +118,14 @@ class Agent(Learner):
     """Settings that every policy-gradient agent has, and the run that they share.
 
     A learner adds its own settings, its `terms` and the columns that they read (`prepare`).
+
+    Example:
+        >>> import tempfile
+        >>> from pgce.agents import Reinforce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Reinforce(quiet=True, runs_dir=folder).train("CartPole-v1", total_timesteps=2_048)
+        >>> run.result["eval_episodes"], run.result["stopped"]
+        (100, 'budget')
     """
 
     env_id: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "CartPole-v1"
@@ -118,8 +136,10 @@ class Agent(Learner):
     """Environments stepped together (N)."""
     num_steps: int = 128
     """Steps in each environment a rollout (T)."""
-    vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = "auto"
+    vectorization: Vectorization = "auto"
     """How environments are stepped together; auto takes a native vector environment where there is one."""
+    allow_import: bool = False
+    """Permit ids of the form module:Env-v0, whose module Gymnasium imports and so runs."""
     gamma: float = 0.99
     """Discount a step."""
     norm_adv: bool = True
@@ -248,8 +268,8 @@ class Run:
         from pgce.checkpoint import save_tensors
 
         self.model = model
-        save_tensors(self.path / "model.safetensors", model.state_dict())
         self.logger.close()
+        save_tensors(self.path / "model.safetensors", model.state_dict())
         self.result = {
             "run": str(self.path),
             "learner": self.settings.learner,
@@ -269,7 +289,8 @@ class Run:
 def main(learner: type[Any], description: str | None) -> None:
     """The command line of a learner: its settings as flags, then its run.
 
-    Exits with 0, or 130 after Ctrl-C, 2 for a bad setting, 74 for an input/output error.
+    Exits with 0; 130 after Ctrl-C; 2 for a bad setting or environment, 70 for training that stopped being
+    finite, 74 for an input/output error.
     """
     train_or_exit(tyro.cli(learner, description=description))
 
@@ -281,6 +302,9 @@ def train_or_exit(settings: Any) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(70)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(74)
@@ -307,6 +331,22 @@ def _interruptible(event: threading.Event) -> Iterator[None]:
 
 
 def _train_agent(agent: Agent) -> Run:
+    """Check the settings and open the environments, which are closed whatever happens."""
+    for name in ("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes"):
+        if getattr(agent, name) < 1:
+            raise ValueError(f"{name} is at least 1: it is {getattr(agent, name)}")
+    if not 0 <= agent.gamma <= 1:
+        raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
+    eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
+    options: dict[str, Any] = {"vectorization": agent.vectorization, "allow_import": agent.allow_import}
+    with closing(envs.make(agent.env_id, agent.num_envs, **options)) as train_envs:
+        if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
+            many = min(many, agent.num_envs)  # only a native one steps any number at once
+        with closing(envs.make(eval_id, many, **options)) as eval_envs:
+            return _learn(agent, train_envs, eval_envs)
+
+
+def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     """The run that all agents share: rollouts in, steps, evaluations, a result out."""
     import torch
 
@@ -316,37 +356,26 @@ def _train_agent(agent: Agent) -> Run:
     from pgce.spaces import actions
     from pgce.trainer import Trainer, train
 
-    for name in ("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes"):
-        if getattr(agent, name) < 1:
-            raise ValueError(f"{name} is at least 1: it is {getattr(agent, name)}")
-    if not 0 <= agent.gamma <= 1:
-        raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
     device = resolve_device(agent.device)
-    model_seed, action_seed, env_seed, eval_seed = (
-        np.random.SeedSequence(agent.seed).generate_state(4).tolist()
-    )
-    train_envs = envs.make(agent.env_id, agent.num_envs, vectorization=agent.vectorization)
-    head = actions(train_envs.single_action_space).head
-    terms = agent.terms(head)
-    torch.manual_seed(model_seed)
+    seeds = np.random.SeedSequence(agent.seed).generate_state(4).tolist()
+    terms = agent.terms(actions(train_envs.single_action_space).head)
+    torch.manual_seed(seeds[0])
     model = _network(agent, train_envs, any(t.output == "value" for t in terms.values())).to(device)
     collector = Collector(
         train_envs,
         model.policy,
         agent.num_steps,
-        seed=env_seed,
-        generator=torch.Generator(device).manual_seed(action_seed),
+        seed=seeds[1],
+        generator=torch.Generator(device).manual_seed(seeds[2]),
         device=device,
     )
     trainer = Trainer(model, terms, agent.build_optimizer(model))
-    evaluation = _Evaluation(agent, model.policy, eval_seed, device)
+    evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
 
     run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"])
-    ends = "at the end of the budget"
-    if evaluation.threshold is not None:
-        ends = (
-            f"when {agent.eval_episodes} evaluation episodes average {evaluation.threshold:g}, twice in a row"
-        )
+    ends, goal = "at the end of the budget", evaluation.threshold
+    if goal is not None:
+        ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
     run.say(
         learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
         minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms.items()),
@@ -380,20 +409,19 @@ def _train_agent(agent: Agent) -> Run:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(recent, 0).tolist()
         run.logger.scalars(steps, values)
         run.bar.update(steps, f"return {values.get('rollout/ep_rew_mean', math.nan):.1f}")
-        if steps - evaluation.steps >= agent.eval_freq and evaluation.solved(run, steps):
-            stopped = "threshold"
+        if steps - evaluation.steps >= agent.eval_freq:
+            run.logger.distributions(steps, next(iter(reports.values())))
+            if evaluation.solved(run, steps):
+                stopped = "threshold"
         if run.interrupted:
             stopped = "interrupt"
         return stopped != "budget"
 
-    with run.training(agent.total_timesteps, "steps"):
+    with run.logger, run.training(agent.total_timesteps, "steps"):
         train(trainer, rounds(), after=after)
         if stopped == "budget" and evaluation.steps < steps:
-            evaluation(run, steps)
-    train_envs.close()
-    evaluation.envs.close()
-    result: dict[str, Any] = {"env_id": agent.env_id, "steps": steps, "stopped": stopped}
-    result |= evaluation.result()
+            evaluation.solved(run, steps)
+    result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
     summary = f"stopped ({stopped}) after {steps:,} steps and {run.seconds:.1f} s of training"
     if evaluation.returns is not None:
         score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
@@ -405,46 +433,45 @@ def _train_agent(agent: Agent) -> Run:
 class _Evaluation:
     """Fresh episodes on environments of their own, on new seeds every time."""
 
-    def __init__(self, agent: Agent, policy: Any, seed: int, device: Any) -> None:
-        env_id = agent.eval_env_id or agent.env_id
-        self.envs = envs.make(env_id, min(agent.eval_episodes, agent.num_envs))
-        spec = self.envs.spec
-        if spec is not None and spec.vector_entry_point is not None:
-            self.envs.close()
-            self.envs = envs.make(env_id, agent.eval_episodes)  # a native one steps any number at once
+    def __init__(self, agent: Agent, eval_envs: Envs, policy: nn.Module, seed: int, device: Any) -> None:
+        spec = eval_envs.spec
         self.threshold = spec.reward_threshold if spec is not None and agent.stop_at_threshold else None
         self.steps = 0  # when the last evaluation was made
         self.returns: NDArray[np.float64] | None = None
-        self._agent, self._policy, self._device = agent, policy, device
+        self._agent, self._envs, self._policy, self._device = agent, eval_envs, policy, device
         self._seeds = np.random.SeedSequence(seed)
 
-    def __call__(self, run: Run, steps: int) -> float:
-        """The mean return now; training time stands still."""
+    def solved(self, run: Run, steps: int) -> bool:
+        """Evaluate; a threshold that is reached must be reached again, since one evaluation may be lucky.
+
+        The last evaluation is what is logged and what the result tells. Training time stands still.
+        """
+        goal = math.inf if self.threshold is None else self.threshold
+        self.steps = steps
+        with run.paused():
+            returns, lengths = self._evaluate()
+            if returns.mean() >= goal:
+                returns, lengths = self._evaluate()
+        self.returns = returns
+        scores = {"eval/mean_reward": float(returns.mean()), "eval/mean_ep_length": float(lengths.mean())}
+        run.logger.scalars(steps, scores)
+        return scores["eval/mean_reward"] >= goal
+
+    def _evaluate(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         import torch
 
         from pgce.rollout import evaluate
 
         env_seed, action_seed = self._seeds.spawn(1)[0].generate_state(2).tolist()
-        with run.paused():
-            self.steps = steps
-            self.returns, lengths = evaluate(
-                self.envs,
-                self._policy,
-                self._agent.eval_episodes,
-                seed=env_seed,
-                generator=torch.Generator(self._device).manual_seed(action_seed),
-                device=self._device,
-                greedy=self._agent.eval_greedy,
-            )
-            mean = float(self.returns.mean())
-            scores = {"eval/mean_reward": mean, "eval/mean_ep_length": float(lengths.mean())}
-            run.logger.scalars(steps, scores)
-        return mean
-
-    def solved(self, run: Run, steps: int) -> bool:
-        """Whether the threshold is reached, and again on other seeds: one evaluation may be lucky."""
-        goal = math.inf if self.threshold is None else self.threshold
-        return self(run, steps) >= goal and self(run, steps) >= goal
+        return evaluate(
+            self._envs,
+            self._policy,
+            self._agent.eval_episodes,
+            seed=env_seed,
+            generator=torch.Generator(self._device).manual_seed(action_seed),
+            device=self._device,
+            greedy=self._agent.eval_greedy,
+        )
 
     def result(self) -> dict[str, Any]:
         """The last evaluation; nothing where none was made."""
@@ -457,12 +484,10 @@ class _Evaluation:
         }
 
 
-def _network(agent: Agent, envs: VectorEnv[Any, Any, Any], critic: bool) -> ActorCritic:
+def _network(agent: Agent, envs: Envs, critic: bool) -> ActorCritic:
     """Policy and, for a critic, value: perceptrons apart from each other."""
-    from torch import nn
-
     from pgce.heads import Gaussian
-    from pgce.networks import ActorCritic, WithScale, mlp
+    from pgce.networks import ActorCritic, Value, WithScale, mlp
     from pgce.spaces import actions, observations
 
     features = observations(envs.single_observation_space).size
@@ -472,8 +497,9 @@ def _network(agent: Agent, envs: VectorEnv[Any, Any, Any], critic: bool) -> Acto
         policy = WithScale(policy, action.size)
     if not critic:
         return ActorCritic(policy)
-    value = mlp(features, 1, agent.hidden_sizes, agent.activation, 1.0)
-    return ActorCritic(policy, nn.Sequential(value, nn.Flatten(0)))
+    # The standard deviation of a discounted sum of independent rewards of variance 1.
+    unit = (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
+    return ActorCritic(policy, Value(mlp(features, 1, agent.hidden_sizes, agent.activation, 1.0), unit))
 
 
 def _new_folder(root: Path, name: str) -> Path:

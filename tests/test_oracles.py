@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import pgce
 from pgce.agents import Reinforce, Supervised
 from pgce.heads import Categorical, Gaussian
-from pgce.networks import ActorCritic, WithScale, mlp
+from pgce.networks import ActorCritic, Value, WithScale, mlp
 from pgce.optimizer import Optimizer
 from pgce.rollout import Rollout
 
@@ -67,7 +66,7 @@ def test_classifier(row):
 
 def test_regression_is_half_the_mean_squared_error():
     torch.manual_seed(0)
-    model = nn.Sequential(mlp(4, 1), nn.Flatten(0)).double()
+    model = Value(mlp(4, 1)).double()
     inputs, values = torch.randn(30, 4, dtype=DOUBLE), torch.randn(30, dtype=DOUBLE)
     ours = our_gradients(model, {"value": pgce.Term(Gaussian())}, pgce.Batch(inputs, {"target": values}))
     assert_equal(ours, gradients(model, 0.5 * F.mse_loss(model(inputs), values)))
@@ -76,7 +75,7 @@ def test_regression_is_half_the_mean_squared_error():
 def policy(head, critic):
     torch.manual_seed(0)
     network = mlp(4, 3) if isinstance(head, Categorical) else WithScale(mlp(4, 3), 3)
-    value = nn.Sequential(mlp(4, 1), nn.Flatten(0)) if critic else None
+    value = Value(mlp(4, 1)) if critic else None
     return ActorCritic(network, value).double()
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pgce import Batch, Term, Trainer, heads, train
-from pgce.networks import ActorCritic, mlp
+from pgce.networks import ActorCritic, Value, mlp
 from pgce.optimizer import Optimizer
 from pgce.trainer import count
 
@@ -21,7 +21,7 @@ DOUBLE = torch.float64
 
 def actor_critic():
     torch.manual_seed(0)
-    value = nn.Sequential(mlp(4, 1), nn.Flatten(0))
+    value = Value(mlp(4, 1))
     return ActorCritic(mlp(4, 3), value).double()
 
 

@@ -1,0 +1,26 @@
+"""The claims of the README, on five seeds (run with: pytest -m slow)."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgce.agents import Reinforce, Supervised
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("baseline", ["mean", "critic"])
+def test_reinforce_solves_cartpole(baseline, seed, tmp_path):
+    agent = Reinforce(baseline=baseline, seed=seed, quiet=True, runs_dir=str(tmp_path))
+    result = agent.train("CartPole-v1", total_timesteps=200_000).result
+    assert result["stopped"] == "threshold"
+    assert result["steps"] <= 200_000
+    assert result["eval_episodes"] == 100
+    assert result["eval_mean"] >= 475
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_classifier_learns_digits(seed, tmp_path):
+    result = Supervised(seed=seed, quiet=True, runs_dir=str(tmp_path)).train("digits").result
+    assert result["test_accuracy"] >= 0.975
