@@ -83,7 +83,9 @@ class Reinforce(Agent):
             returns = returns + rest * value
         advantage = returns - value
         if self.norm_adv:
-            advantage = pgce.weights.whiten(advantage, valid, center=self.baseline != "none")
+            rounding = 1e-5 * returns[valid].abs().max()
+            center = self.baseline != "none"
+            advantage = pgce.weights.whiten(advantage, valid, center=center, floor=rounding)
         return rollout.batch({"return": returns, "advantage": advantage})
 
 

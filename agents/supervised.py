@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pgce
 from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
-from pgce.run import Learner, Run, main
+from pgce.run import Learner, Run, cpu_threads, main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,8 @@ class Supervised(Learner):
         Returns:
             The run: its folder, result and trained model.
         """
-        return _train(self if data is None else replace(self, data=data))
+        with cpu_threads(self.threads):
+            return _train(self if data is None else replace(self, data=data))
 
 
 def _train(settings: Supervised) -> Run:

@@ -81,12 +81,10 @@ PANELS = {
 
 def measure() -> None:
     """Train every experiment on every seed; write one row a run, and one row a point of a curve."""
-    import torch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     import pgce
 
-    torch.set_num_threads(1)
     runs, curves = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, (learner, settings, tag) in EXPERIMENTS.items():
@@ -101,7 +99,7 @@ def measure() -> None:
                         "experiment": name,
                         "seed": seed,
                         "score": result.get("eval_mean", result.get("test_accuracy")),
-                        "steps": result.get("steps", result.get("examples")),
+                        "steps": result.get("examples", result["steps"]),
                         "train_seconds": result["train_seconds"],
                         "stopped": result["stopped"],
                         "command": agent.command()
@@ -143,7 +141,7 @@ def table() -> str:
     for row in read("learning.csv"):
         by_experiment[row["experiment"]].append(row)
     lines = [
-        "| experiment | score, IQM [95 %] | lowest seed | steps, median | training s, median |",
+        "| experiment | score, IQM [95 %] | lowest seed | steps or examples, median | training s, median |",
         "|---|---|---|---|---|",
     ]
     for name, rows in by_experiment.items():

@@ -38,6 +38,7 @@ def make(
 
     Raises:
         ValueError: an unknown id or vectorization, a number of environments below 1, or an id with a module.
+        ImportError: the environment needs a package that is not installed.
 
     Example:
         >>> import pgce.envs
@@ -61,23 +62,35 @@ def make(
         spec = gym.spec(env_id)
     except gym.error.Error as error:
         raise ValueError(f"environments are registered with Gymnasium: {error}") from None
+    try:
+        return _make(spec, num_envs, vectorization, autoreset_mode, kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
+
+
+def _make(
+    spec: gym.envs.registration.EnvSpec,
+    num_envs: int,
+    vectorization: Vectorization,
+    autoreset_mode: AutoresetMode | None,
+    kwargs: dict[str, Any],
+) -> VectorEnv[Any, Any, Any]:
     own = spec.vector_entry_point
+    chosen: dict[str, Any] = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
     if vectorization == "vector_entry_point" and own is None:
-        raise ValueError(f"{env_id} has no vector version of its own: take sync or async")
+        raise ValueError(f"{spec.id} has no vector version of its own: take sync or async")
     if own is not None and vectorization in ("auto", "vector_entry_point"):
         creator = load_env_creator(own) if isinstance(own, str) else own
-        chosen = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
-        can_choose = "autoreset_mode" in inspect.signature(creator).parameters
-        if can_choose or _mode(creator) == autoreset_mode or autoreset_mode is None:
-            options = {**kwargs, **(chosen if can_choose else {})}
-            return gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **options)
+        if "autoreset_mode" in inspect.signature(creator).parameters:
+            return gym.make_vec(spec, num_envs, "vector_entry_point", **chosen, **kwargs)
+        if autoreset_mode in (None, _mode(creator)):
+            return gym.make_vec(spec, num_envs, "vector_entry_point", **kwargs)
         if vectorization == "vector_entry_point":
             raise ValueError(
-                f"{env_id}'s own vector version resets by {_mode(creator)}: {autoreset_mode} was asked for"
+                f"{spec.id}'s own vector version resets by {_mode(creator)}: {autoreset_mode} was asked for"
             )
-    vector_kwargs = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
     mode = "async" if vectorization == "async" else "sync"
-    return gym.make_vec(env_id, num_envs, vectorization_mode=mode, vector_kwargs=vector_kwargs, **kwargs)
+    return gym.make_vec(spec, num_envs, mode, vector_kwargs=chosen, **kwargs)
 
 
 def _mode(creator: Any) -> AutoresetMode | None:

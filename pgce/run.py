@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Report, Term
 
-__all__ = ["Agent", "Learner", "Run", "main", "train_or_exit"]
+__all__ = ["Agent", "Learner", "Run", "cpu_threads", "main", "train_or_exit"]
 
 Envs = VectorEnv[Any, Any, Any]
 
@@ -56,6 +56,9 @@ class Learner:
     """Seed of the network, the environments or the order of examples, and the actions."""
     device: str = "auto"
     """Where to compute: auto (the first at hand of cuda, mps, cpu), or one of them."""
+    threads: int = 1
+    """CPU threads of torch. One is fastest for small networks, and a seed then gives the same run on machines
+    with more cores."""
     optimizer: OptimizerName = "adam"
     """Optimizer by name."""
     learning_rate: float = 1e-3
@@ -183,7 +186,8 @@ class Agent(Learner):
         """
         changes = {"env_id": env_id, "total_timesteps": total_timesteps}
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        return _train_agent(dataclasses.replace(self, **given) if given else self)
+        with cpu_threads(self.threads):
+            return _train_agent(dataclasses.replace(self, **given) if given else self)
 
 
 class Run:
@@ -196,6 +200,8 @@ class Run:
     """
 
     def __init__(self, settings: Learner, subject: str, metrics: list[str]) -> None:
+        import torch
+
         from pgce.logger import Logger
 
         self.settings = settings
@@ -207,8 +213,8 @@ class Run:
         name = f"{subject.replace('/', '-')}__{settings.learner}__{settings.seed}"
         self.path = _new_folder(Path(settings.runs_dir), name)
         config = dataclasses.asdict(settings)
-        packages = ("torch", "numpy", "gymnasium", "tensorboard")
-        versions = {"python": sys.version.split()[0], **{p: version(p) for p in packages}}
+        versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
+        versions |= {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
         self.write("config.json", config)
         self.write("versions.json", versions)
         (self.path / "command.txt").write_text(settings.command() + "\n")
@@ -299,7 +305,7 @@ def train_or_exit(settings: Any) -> None:
     """Train, and turn the outcome into the process's exit code."""
     try:
         run = settings.train()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
@@ -310,6 +316,21 @@ def train_or_exit(settings: Any) -> None:
         sys.exit(74)
     if run.result["stopped"] == "interrupt":
         sys.exit(130)
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Let torch use so many CPU threads inside."""
+    import torch
+
+    if number < 1:
+        raise ValueError(f"there is at least one thread: threads is {number}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -78,6 +78,19 @@ def test_make_refuses(arguments, options, message):
         make(*arguments, **options)
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    def missing():
+        raise gym.error.DependencyNotInstalled("Box2D is not installed, you can install it by ...")
+
+    monkeypatch.setitem(
+        gym.registry,
+        "pgce-test/Missing-v0",
+        gym.envs.registration.EnvSpec("pgce-test/Missing-v0", entry_point=missing),
+    )
+    with pytest.raises(ImportError, match=r"Missing-v0 needs a package .* Box2D is not installed"):
+        make("pgce-test/Missing-v0", 2)
+
+
 def test_the_single_bandit_passes_gymnasium_s_checker():
     check_env(ClassificationBandit(FEATURES, LABELS), skip_render_check=True)
 

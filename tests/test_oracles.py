@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,6 +165,19 @@ def test_reinforce(baseline, norm_adv, head):
     if baseline == "critic":
         loss = loss + 0.7 * 0.5 * F.mse_loss(model.value(seen[valid]), returns[valid])
     assert_equal(ours, gradients(model, loss))
+
+
+def test_a_reward_that_never_changes_teaches_nothing():
+    """With −1 a step and no end, every return completed by the mean is the same: weights are 0, not noise."""
+    rollout = fake_rollout(Categorical(), steps=256, n=8)
+    nothing = torch.zeros(256, 8, dtype=torch.bool)
+    rollout = dataclasses.replace(
+        rollout, reward=torch.full((256, 8), -1.0), terminated=nothing, truncated=nothing
+    )
+    agent = Reinforce(baseline="mean", gamma=0.99)
+    batch = agent.prepare(rollout, policy(Categorical(), critic=False))
+    torch.testing.assert_close(batch["return"], torch.full((2048,), -100.0))
+    assert not batch["advantage"].any()
 
 
 def test_the_bandit_theorem_exactly():

@@ -168,6 +168,7 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
         (["--env-id", "CartPol-v1"], "Did you mean: `CartPole`"),
         (["--env-id", "os:CartPole-v1"], "names a module"),
         (["--num-envs", "0"], "num_envs is at least 1: it is 0"),
+        (["--threads", "0"], "threads is 0"),
         (["--gamma", "1.5"], "gamma is 1.5"),
         (["--device", "tpu"], "it is 'tpu'"),
         (["--learning-rate", "-1"], "it is -1"),
@@ -180,6 +181,23 @@ def test_bad_settings_end_with_2_and_leave_no_folder(flags, message, tmp_path, c
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_are_set_for_the_run_and_given_back(tmp_path):
+    torch.set_num_threads(2)
+    try:
+        seen = []
+
+        class Spy(Supervised):
+            def target(self, logits, batch):
+                seen.append(torch.get_num_threads())
+                return super().target(logits, batch)
+
+        Spy(epochs=1, quiet=True, runs_dir=str(tmp_path)).train("iris")
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_an_unknown_flag_is_refused(tmp_path):

@@ -29,5 +29,13 @@ def test_one_row_or_none_or_all_alike_is_no_nan():
     assert whiten(torch.tensor([5.0]), torch.tensor([False])).tolist() == [5.0]
 
 
+def test_rounding_is_not_turned_into_noise():
+    """Returns that differ by less than they can be computed to carry no signal."""
+    value = 100 + 1e-5 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert whiten(value).std() > 0.9
+    assert not whiten(value, floor=1e-3).any()
+    assert torch.equal(whiten(value, floor=1e-9), whiten(value))
+
+
 def test_the_weight_one_multiplies_nothing():
     assert one(torch.ones(3), None) is None
