@@ -78,6 +78,7 @@ class Supervised(Learner):
 def _train(settings: Supervised) -> Run:
     import torch
 
+    settings.at_least_one("epochs", "batch_size")
     if settings.soft_labels is not None and settings.label_smoothing:
         raise ValueError("labels are smoothed or soft: both label_smoothing and soft_labels are set")
     data = datasets.load(settings.data)
@@ -85,6 +86,10 @@ def _train(settings: Supervised) -> Run:
     features = data.train_inputs.shape[1]
     torch.manual_seed(settings.seed)
     model = pgce.networks.mlp(features, data.classes, settings.hidden_sizes, settings.activation)
+    # Bad settings are refused here, before there is a folder.
+    settings.build_optimizer(model.to(pgce.optimizer.resolve_device(settings.device)))
+    label = pgce.Batch(torch.zeros(1), {"target": torch.zeros(1).long()})
+    settings.target(torch.zeros(1, data.classes), label)
     run = Run(settings, settings.data, ["eval/accuracy", "eval/loss"])
     run.say(
         learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
@@ -94,18 +99,15 @@ def _train(settings: Supervised) -> Run:
         folder=str(run.path),
     )
     scores: dict[str, float] = {}
-    stopped = "budget"
 
     def after(row: dict[str, float], report: Report) -> bool:
-        nonlocal stopped
         examples = int(row["examples"])
         with run.paused():
             scores.update(pgce.evaluate(model, held_out))
         values = {
             **pgce.metrics.factors(report),
+            **{f"eval/{name}": score for name, score in scores.items()},
             "objective/loss": row["loss"],
-            "eval/accuracy": scores["accuracy"],
-            "eval/loss": scores["loss"],
             "train/accuracy": pgce.metrics.accuracy(report, pgce.heads.Categorical()),
             "train/learning_rate": row["learning_rate"],
             "train/grad_norm": row["grad_norm"],
@@ -115,8 +117,6 @@ def _train(settings: Supervised) -> Run:
         run.logger.scalars(examples, values)
         run.logger.distributions(examples, report)
         run.bar.update(examples, f"accuracy {scores['accuracy']:.3f}")
-        if run.interrupted:
-            stopped = "interrupt"
         return run.interrupted
 
     with run.logger, run.training(settings.epochs * len(learn[1]), "examples"):
@@ -126,22 +126,17 @@ def _train(settings: Supervised) -> Run:
             target=settings.target,
             epochs=settings.epochs,
             batch_size=settings.batch_size,
-            optimizer=settings.optimizer,
-            learning_rate=settings.learning_rate,
-            schedule=settings.lr_schedule,
-            warmup_steps=settings.warmup_steps,
-            max_grad_norm=settings.max_grad_norm,
             seed=settings.seed,
             device=settings.device,
             after=after,
+            **settings.optimizer_settings,
         )
     result = {
         "data": settings.data,
         "examples": int(history["examples"][-1]),
         "steps": int(history["steps"][-1]),
-        "stopped": stopped,
-        "test_accuracy": scores["accuracy"],
-        "test_loss": scores["loss"],
+        "stopped": "interrupt" if run.interrupted else "budget",
+        **{f"test_{name}": score for name, score in scores.items()},
     }
     run.finish(model, result, f"{scores['accuracy']:.2%} of the held-out examples right")
     return run

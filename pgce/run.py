@@ -102,18 +102,29 @@ class Learner:
                 words += [f"--{flag}", *map(str, values)]
         return " ".join(words)
 
+    @property
+    def optimizer_settings(self) -> dict[str, Any]:
+        """What the optimizer stack is made with, as `pgce.fit` names it."""
+        return {
+            "optimizer": self.optimizer,
+            "learning_rate": self.learning_rate,
+            "schedule": self.lr_schedule,
+            "warmup_steps": self.warmup_steps,
+            "max_grad_norm": self.max_grad_norm,
+        }
+
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer stack of these settings over the model's parameters."""
         from pgce.optimizer import Optimizer
 
-        return Optimizer(
-            model.parameters(),
-            self.optimizer,
-            learning_rate=self.learning_rate,
-            schedule=self.lr_schedule,
-            warmup_steps=self.warmup_steps,
-            max_grad_norm=self.max_grad_norm,
-        )
+        settings = self.optimizer_settings
+        return Optimizer(model.parameters(), settings.pop("optimizer"), **settings)
+
+    def at_least_one(self, *names: str) -> None:
+        """Refuse settings of these names that are below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1: it is {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
@@ -353,9 +364,7 @@ def _interruptible(event: threading.Event) -> Iterator[None]:
 
 def _train_agent(agent: Agent) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
-    for name in ("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes"):
-        if getattr(agent, name) < 1:
-            raise ValueError(f"{name} is at least 1: it is {getattr(agent, name)}")
+    agent.at_least_one("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes")
     if not 0 <= agent.gamma <= 1:
         raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes

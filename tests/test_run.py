@@ -163,21 +163,29 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("learner", "flags", "message"),
     [
-        (["--env-id", "CartPol-v1"], "Did you mean: `CartPole`"),
-        (["--env-id", "os:CartPole-v1"], "names a module"),
-        (["--num-envs", "0"], "num_envs is at least 1: it is 0"),
-        (["--threads", "0"], "threads is 0"),
-        (["--gamma", "1.5"], "gamma is 1.5"),
-        (["--device", "tpu"], "it is 'tpu'"),
-        (["--learning-rate", "-1"], "it is -1"),
-        (["--env-id", "Blackjack-v1"], "observations are a Box or Discrete space"),
+        (Reinforce, ["--env-id", "CartPol-v1"], "Did you mean: `CartPole`"),
+        (Reinforce, ["--env-id", "os:CartPole-v1"], "names a module"),
+        (Reinforce, ["--num-envs", "0"], "num_envs is at least 1: it is 0"),
+        (Reinforce, ["--gamma", "1.5"], "gamma is 1.5"),
+        (Reinforce, ["--device", "tpu"], "it is 'tpu'"),
+        (Reinforce, ["--threads", "0"], "threads is 0"),
+        (Reinforce, ["--learning-rate", "-1"], "it is -1"),
+        (Reinforce, ["--hidden-sizes", "64", "0"], "the widths are [4, 64, 0, 2]"),
+        (Reinforce, ["--env-id", "Blackjack-v1"], "observations are a Box or Discrete space"),
+        (Supervised, ["--data", "mnist"], "it is 'mnist'"),
+        (Supervised, ["--device", "tpu"], "it is 'tpu'"),
+        (Supervised, ["--epochs", "0"], "epochs is at least 1: it is 0"),
+        (Supervised, ["--label-smoothing", "2"], "epsilon is 2.0"),
+        (Supervised, ["--label-smoothing", ".1", "--soft-labels", ".9", ".1"], "smoothed or soft"),
+        (Supervised, ["--soft-labels", ".1", ".9"], "on is 0.1, off is 0.9"),
+        (Supervised, ["--learning-rate", "nan"], "it is nan"),
     ],
 )
-def test_bad_settings_end_with_2_and_leave_no_folder(flags, message, tmp_path, capsys):
+def test_bad_settings_end_with_2_and_leave_no_folder(learner, flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        train_or_exit(tyro.cli(Reinforce, args=[*flags, "--runs-dir", str(tmp_path), "--quiet"]))
+        train_or_exit(tyro.cli(learner, args=[*flags, "--runs-dir", str(tmp_path), "--quiet"]))
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
