@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import pgce
 from pgce.choices import Schedule
-from pgce.run import Agent, main
+from pgce.policy_gradient import Agent
+from pgce.run import main
 
 if TYPE_CHECKING:
     from pgce.heads import Head
