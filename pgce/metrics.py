@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -112,8 +113,9 @@ def explained_variance(report: Report) -> float:
         >>> explained_variance(Report(predicted, value, one, None, one.mean(), Batch(predicted, {})))
         0.75
     """
-    spread = report.target.var(unbiased=False)
-    return (1 - (report.target - report.logits).var(unbiased=False) / spread).item()
+    spread = report.target.var(unbiased=False).item()
+    unexplained = (report.target - report.logits).var(unbiased=False).item()
+    return 1 - unexplained / spread if spread else math.nan
 
 
 def _mean(value: Tensor) -> float:
