@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -33,12 +34,12 @@ def make(
             the other; "async" steps each in a process of its own; "auto" takes the environment's own where
             there is one that can reset as asked, else "sync".
         autoreset_mode: when a finished environment is reset; None is the vector environment's default.
-        allow_import: permit ids of the form `module:Env-v0`, for which Gymnasium imports the module.
+        allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
         kwargs: for the environment.
 
     Raises:
         ValueError: an unknown id or vectorization, a number of environments below 1, or an id with a module.
-        ImportError: the environment needs a package that is not installed.
+        ImportError: the module, or a package that the environment needs, is not there.
 
     Example:
         >>> import pgce.envs
@@ -54,12 +55,13 @@ def make(
         raise ValueError(
             f"vectorization is one of {', '.join(get_args(Vectorization))}: it is {vectorization!r}"
         )
-    if ":" in env_id and not allow_import:
-        raise ValueError(
-            f"{env_id!r} names a module, whose code Gymnasium would run: allow_import=True permits it"
-        )
+    module, _, name = env_id.rpartition(":")
+    if module and not allow_import:
+        raise ValueError(f"{env_id!r} names a module, whose code would be run: allow_import=True permits it")
+    if module:
+        import_module(module)
     try:
-        spec = gym.spec(env_id)
+        spec = gym.spec(name)
     except gym.error.Error as error:
         raise ValueError(f"environments are registered with Gymnasium: {error}") from None
     try:

@@ -58,7 +58,7 @@ class Agent(Learner):
     vectorization: Vectorization = "auto"
     """How environments are stepped together; auto takes a native vector environment where there is one."""
     allow_import: bool = False
-    """Permit ids of the form module:Env-v0, whose module Gymnasium imports and so runs."""
+    """Permit ids of the form module:Env-v0, whose module is imported and so run."""
     gamma: float = 0.99
     """Discount a step."""
     norm_adv: bool = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -76,7 +78,7 @@ class Learner:
 
     def command(self) -> str:
         """The command line that repeats this run: every setting that is not the default."""
-        words = [f"python -m pgce.agents.{self.learner}"]
+        words = ["python", "-m", f"pgce.agents.{self.learner}"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value == field.default:
@@ -87,7 +89,7 @@ class Learner:
             else:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{flag}", *map(str, values)]
-        return " ".join(words)
+        return shlex.join(words)
 
     @property
     def optimizer_settings(self) -> dict[str, Any]:
@@ -134,7 +136,8 @@ class Run:
         self._seconds = 0.0
         self._since: float | None = None
         self._interrupt = threading.Event()
-        name = f"{subject.replace('/', '-')}__{settings.learner}__{settings.seed}"
+        subject = re.sub(r"[^A-Za-z0-9._-]", "-", subject)  # an id may hold a slash or a colon
+        name = f"{subject}__{settings.learner}__{settings.seed}"
         self.path = _new_folder(Path(settings.runs_dir), name)
         config = dataclasses.asdict(settings)
         versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}

@@ -64,7 +64,7 @@ def test_neighbouring_seeds_share_no_environment():
         (("CartPole-v1", True), {}, "num_envs is True"),
         (("CartPole-v1", 2), {"vectorization": "ray"}, "it is 'ray'"),
         (("CartPol-v1", 2), {}, "Did you mean: `CartPole`"),
-        (("os:CartPole-v1", 2), {}, "names a module, whose code Gymnasium would run"),
+        (("os:CartPole-v1", 2), {}, "names a module, whose code would be run"),
         (("Acrobot-v1", 2), {"vectorization": "vector_entry_point"}, "no vector version of its own"),
         (
             ("CartPole-v1", 2),
@@ -76,6 +76,11 @@ def test_neighbouring_seeds_share_no_environment():
 def test_make_refuses(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make(*arguments, **options)
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(ImportError, match="no_such_module"):
+        make("no_such_module:Env-v0", 2, allow_import=True)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -121,6 +121,42 @@ def test_the_folder_of_a_classifier(tmp_path):
     assert accuracy[-1].value == pytest.approx(run.result["test_accuracy"])
 
 
+def test_an_environment_of_one_s_own_module(tmp_path, monkeypatch):
+    """`--allow-import module:Env-v0`, a folder with a space in its name, and the command that repeats it."""
+    (tmp_path / "corridor.py").write_text(CORRIDOR, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "my runs"
+    agent = Reinforce(allow_import=True, num_steps=32, quiet=True, runs_dir=str(folder), eval_episodes=10)
+    run = agent.train("corridor:Corridor-v0", total_timesteps=8_000)
+    assert run.path.name.startswith("corridor-Corridor-v0__reinforce__1__")
+    assert run.result["eval_mean"] > -4.5, "three steps to the right is -3"
+    words = shlex.split((run.path / "command.txt").read_text())
+    again = run_command(*words[1:], "--json", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert same(json.loads(again.stdout.splitlines()[-1])) == same(run.result)
+
+
+CORRIDOR = """
+import gymnasium as gym
+
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Discrete(4)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = 0
+        return self.place, {}
+
+    def step(self, action):
+        self.place = max(0, self.place + (1 if action == 1 else -1))
+        return self.place, -1.0, self.place == 3, False, {}
+
+
+gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=50)
+"""
+
+
 def test_two_runs_of_one_second_have_two_folders(tmp_path):
     settings = Supervised(epochs=1, quiet=True, runs_dir=str(tmp_path), track=False)
     folders = {settings.train("iris").path for _ in range(4)}
