@@ -18,10 +18,11 @@ __all__ = [
 ]
 
 for _env_id, _split in (("pgce/DigitsBandit-v0", "train"), ("pgce/DigitsBanditTest-v0", "test")):
-    if _env_id not in gym.registry:
+    if _env_id not in gym.registry:  # this folder may be imported under a second name
         gym.register(
             _env_id,
             entry_point="pgce.envs.bandit:ClassificationBandit",
             vector_entry_point="pgce.envs.bandit:VectorClassificationBandit",
             kwargs={"data": "digits", "split": _split},
+            reward_threshold=0.95,
         )

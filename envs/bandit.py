@@ -90,11 +90,16 @@ class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64
     Args:
         num_envs: N.
         autoreset_mode: SAME_STEP by default, since every step ends an episode; then `info["final_obs"]`
-            (N, D) holds the examples that were classified and `info["_final_obs"]` (N,) where.
+            (N, D) holds the examples that were classified and `info["_final_obs"]` (N,) where;
+            `info["final_info"]` is empty.
         features: (M, D).
         labels: (M,), class ids in 0..K−1.
         data: instead of both, the name of a data set.
         split: which part of it.
+
+    Raises:
+        ValueError: as `ClassificationBandit`; fewer than one environment, an unknown autoreset mode, actions
+            or a reset mask that are not one an environment; a step of an environment that is to be reset.
 
     Example:
         >>> import numpy as np
@@ -115,6 +120,8 @@ class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64
         data: str | None = None,
         split: Split = "train",
     ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"there is at least one environment: num_envs is {num_envs!r}")
         self.num_envs = num_envs
         self._mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self._mode}
@@ -129,8 +136,14 @@ class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Draw examples, for all or for those of `options["reset_mask"]` (N,)."""
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_)))
+        # Integers would be taken as indices.
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"a reset mask is boolean, of shape ({self.num_envs},), and True somewhere: it is {mask!r}"
+            )
         super().reset(seed=seed)
-        self._draw(np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))))
+        self._draw(mask)
         return self._features[self._row], {}
 
     def step(
@@ -144,10 +157,14 @@ class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64
                 f"a finished environment is reset before its next step: {self._over.nonzero()[0]} are not"
             )
         playing = ~self._over
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):  # (N, 1) would be compared with every label
+            raise ValueError(f"one action an environment: {actions.shape} is not ({self.num_envs},)")
         reward = np.where(playing, actions == self._labels[self._row], 0.0)
         info: dict[str, Any] = {}
         if self._mode == AutoresetMode.SAME_STEP:
             info = {"final_obs": self._features[self._row], "_final_obs": playing.copy()}
+            info |= {"final_info": {}, "_final_info": playing.copy()}
             self._draw(playing)
         else:
             self._draw(~playing)
@@ -163,7 +180,9 @@ def _examples(
     features: NDArray[Any] | None, labels: NDArray[Any] | None, data: str | None, split: Split
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if (data is None) == (features is None or labels is None) or (features is None) != (labels is None):
-        raise ValueError("a bandit takes features and labels, or the name of a data set")
+        given = {"features": features is not None, "labels": labels is not None, "data": data is not None}
+        names = " and ".join(name for name, is_given in given.items() if is_given) or "nothing"
+        raise ValueError(f"a bandit takes features and labels, or the name of a data set: it got {names}")
     if data is not None:
         if split not in ("train", "test"):
             raise ValueError(f'split is "train" or "test": it is {split!r}')
@@ -171,17 +190,19 @@ def _examples(
         if split == "train":
             return loaded.train_inputs, loaded.train_labels
         return loaded.test_inputs, loaded.test_labels
-    features, labels = np.asarray(features, np.float32), np.asarray(labels)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+        features, labels = np.asarray(features).astype(np.float32), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) == 0:
         raise ValueError(
             f"features are (M, D) and labels (M,): they have shapes {features.shape} and {labels.shape}"
         )
     if not np.isfinite(features).all():
-        raise ValueError("features are finite: some are not")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(
-            f"labels are integers from 0: their dtype is {labels.dtype}, the least {labels.min()}"
-        )
+        count = int((~np.isfinite(features)).sum())
+        raise ValueError(f"features are finite in float32: {count} of {features.size} are not")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are integers from 0: their dtype is {labels.dtype}")
+    if labels.min() < 0:
+        raise ValueError(f"labels are integers from 0: the least {labels.min()}")
     return features, labels.astype(np.int64)
 
 

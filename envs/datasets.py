@@ -22,6 +22,11 @@ class Dataset(NamedTuple):
         test_inputs: (M', D), float32.
         test_labels: (M',), int64 class ids.
         classes: K.
+
+    Example:
+        >>> from pgce.envs import datasets
+        >>> datasets.load("iris").classes
+        3
     """
 
     train_inputs: NDArray[np.float32]
@@ -39,6 +44,9 @@ def load(name: str) -> Dataset:
 
     Args:
         name: one of `NAMES`.
+
+    Returns:
+        Three quarters to train on and one to test on.
 
     Raises:
         ValueError: the name is not known.

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment, many at once, with seeds that never meet."""
+"""Any Gymnasium environment, many at once, each with a seed of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make(
     num_envs: int = 1,
     *,
     vectorization: Vectorization = "auto",
-    autoreset_mode: AutoresetMode | None = None,
+    autoreset_mode: AutoresetMode | str | None = None,
     allow_import: bool = False,
     **kwargs: Any,
 ) -> VectorEnv[Any, Any, Any]:
@@ -33,12 +33,17 @@ def make(
         vectorization: "vector_entry_point" is the environment's own vector version; "sync" steps one after
             the other; "async" steps each in a process of its own; "auto" takes the environment's own where
             there is one that can reset as asked, else "sync".
-        autoreset_mode: when a finished environment is reset; None is the vector environment's default.
+        autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
+            value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
         allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
         kwargs: for the environment.
 
+    Returns:
+        The environments; `metadata["autoreset_mode"]` says which mode they are in.
+
     Raises:
-        ValueError: an unknown id or vectorization, a number of environments below 1, or an id with a module.
+        ValueError: an unknown id, vectorization or autoreset mode, or one that the environment cannot give;
+            a number of environments below 1; or an id with a module.
         ImportError: the module, or a package that the environment needs, is not there.
 
     Example:
@@ -50,11 +55,16 @@ def make(
         'NEXT_STEP'
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"there is at least one environment: num_envs is {num_envs!r}")
+        raise ValueError(f"there is a whole number of environments, at least 1: num_envs is {num_envs!r}")
     if vectorization not in get_args(Vectorization):
         raise ValueError(
             f"vectorization is one of {', '.join(get_args(Vectorization))}: it is {vectorization!r}"
         )
+    try:
+        mode = None if autoreset_mode is None else AutoresetMode(autoreset_mode)
+    except ValueError:
+        known = ", ".join(mode.value for mode in AutoresetMode)
+        raise ValueError(f"autoreset_mode is None or one of {known}: it is {autoreset_mode!r}") from None
     module, _, name = env_id.rpartition(":")
     if module and not allow_import:
         raise ValueError(f"{env_id!r} names a module, whose code would be run: allow_import=True permits it")
@@ -65,9 +75,18 @@ def make(
     except gym.error.Error as error:
         raise ValueError(f"environments are registered with Gymnasium: {error}") from None
     try:
-        return _make(spec, num_envs, vectorization, autoreset_mode, kwargs)
+        envs = _make(spec, num_envs, vectorization, mode, kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
+    made = envs.metadata.get("autoreset_mode")
+    # A rollout read by the wrong mode has wrong transitions, and no error.
+    if not isinstance(made, AutoresetMode) or mode not in (None, made):
+        envs.close()
+        raise ValueError(
+            f'{env_id} says how it resets in metadata["autoreset_mode"], an AutoresetMode: '
+            f"it has {made!r}, {mode or 'any'} was asked for"
+        )
+    return envs
 
 
 def _make(
@@ -92,6 +111,11 @@ def _make(
                 f"{spec.id}'s own vector version resets by {_mode(creator)}: {autoreset_mode} was asked for"
             )
     mode = "async" if vectorization == "async" else "sync"
+    if spec.entry_point is None:
+        raise ValueError(
+            f"{spec.id} has only a vector version of its own, no single one to vectorise by {mode}: "
+            f"vectorization is {vectorization}, autoreset_mode {autoreset_mode}"
+        )
     return gym.make_vec(spec, num_envs, mode, vector_kwargs=chosen, **kwargs)
 
 
@@ -103,17 +127,39 @@ def _mode(creator: Any) -> AutoresetMode | None:
 def spawn_seeds(seed: int, num_envs: int) -> list[int]:
     """One seed an environment, from independent streams (seed + i would share them between runs).
 
+    Args:
+        seed: >= 0.
+        num_envs: N >= 1.
+
+    Returns:
+        N integers in [0, 2³²); the first ones don't depend on N.
+
+    Raises:
+        ValueError: a seed below 0, or one that is no integer: None would not be reproducible.
+
     Example:
         >>> from pgce.envs import spawn_seeds
         >>> len({s for run in range(20) for s in spawn_seeds(run, 20)})
         400
     """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"a seed is an integer of at least 0: it is {seed!r}")
     children = np.random.SeedSequence(seed).spawn(num_envs)
     return [int(child.generate_state(1)[0]) for child in children]
 
 
 def reset(envs: VectorEnv[Any, Any, Any], seed: int) -> tuple[Any, dict[str, Any]]:
     """Reset all environments, each with a seed of its own that `seed` decides.
+
+    Args:
+        envs: N environments, in vector wrappers or not. Those with one generator for all get one seed.
+        seed: >= 0.
+
+    Returns:
+        The observations, N rows, and the info, as `envs.reset` gives them.
+
+    Raises:
+        ValueError: a seed below 0, or one that is no integer.
 
     Example:
         >>> import pgce.envs
