@@ -20,7 +20,7 @@ from pgce.policy_gradient import Agent
 from pgce.run import main
 
 if TYPE_CHECKING:
-    from pgce.heads import Head
+    from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Term
@@ -50,7 +50,7 @@ class Reinforce(Agent):
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
 
-    def terms(self, head: Head) -> dict[str, Term]:
+    def terms(self, head: PolicyHead) -> dict[str, Term]:
         """The weighted cross-entropy of the actions, and what goes with it."""
         policy = pgce.Term(head, target="action", weight="advantage", output="policy")
         value = pgce.Term(pgce.heads.Gaussian(), "return", coefficient=self.vf_coef, output="value")

@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgce import agents, envs, heads, metrics, networks, optimizer, returns, targets, weights
-    from pgce.estimators import History, evaluate, fit, predict
+    from pgce import agents, envs, heads, metrics, networks, optimizer, returns, samplers, targets, weights
+    from pgce.estimators import Classifier, Regressor
+    from pgce.fitting import History, evaluate, fit, predict, predict_proba
     from pgce.objective import weighted_cross_entropy
+    from pgce.saving import load, save
     from pgce.trainer import Batch, Term, Trainer, train
 
 __version__ = "0.1.0"
@@ -23,10 +25,15 @@ _HOME = {
     "Term": "pgce.trainer",
     "Trainer": "pgce.trainer",
     "train": "pgce.trainer",
-    "History": "pgce.estimators",
-    "evaluate": "pgce.estimators",
-    "fit": "pgce.estimators",
-    "predict": "pgce.estimators",
+    "Classifier": "pgce.estimators",
+    "Regressor": "pgce.estimators",
+    "load": "pgce.saving",
+    "save": "pgce.saving",
+    "History": "pgce.fitting",
+    "evaluate": "pgce.fitting",
+    "fit": "pgce.fitting",
+    "predict": "pgce.fitting",
+    "predict_proba": "pgce.fitting",
 }
 _MODULES = (
     "agents",
@@ -36,12 +43,15 @@ _MODULES = (
     "networks",
     "optimizer",
     "returns",
+    "samplers",
     "targets",
     "weights",
 )
 __all__ = [
     "Batch",
+    "Classifier",
     "History",
+    "Regressor",
     "Term",
     "Trainer",
     "agents",
@@ -49,11 +59,15 @@ __all__ = [
     "evaluate",
     "fit",
     "heads",
+    "load",
     "metrics",
     "networks",
     "optimizer",
     "predict",
+    "predict_proba",
     "returns",
+    "samplers",
+    "save",
     "targets",
     "train",
     "weighted_cross_entropy",

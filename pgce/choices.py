@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-__all__ = ["Activation", "OptimizerName", "Schedule", "check_choice"]
+__all__ = ["Activation", "OptimizerName", "Precision", "Schedule", "check_choice"]
 
 OptimizerName = Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"]
 Schedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["relu", "silu", "tanh"]
 
 

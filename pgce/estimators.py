@@ -1,276 +1,798 @@
-"""Train, evaluate and apply a model on arrays, for those who have a data set rather than an environment."""
+"""Classifier and Regressor: the rules of the library behind the interface of scikit-learn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from pgce.choices import OptimizerName, Schedule
-from pgce.heads import Categorical, Head
-from pgce.objective import objective
+from pgce import heads, samplers, targets, weights
+from pgce.choices import Activation, OptimizerName, Schedule, check_choice
+from pgce.fitting import History, fit, predict_proba
+from pgce.networks import Scaled, mlp
 from pgce.optimizer import Optimizer, resolve_device
-from pgce.trainer import Batch, Report, Rule, TargetRule, Term, Trainer, train
-from pgce.weights import one
+from pgce.recipes import (
+    ClassificationRules,
+    ClassWeight,
+    Correction,
+    Noise,
+    RegressionRules,
+    Training,
+    documented,
+)
+from pgce.trainer import Batch, Report, Rule, TargetRule, Term
 
-__all__ = ["History", "as_batch", "evaluate", "fit", "predict"]
+__all__ = ["Classifier", "Regressor"]
 
-Array = Tensor | NDArray[Any]
-Data = Batch | tuple[Array, Array] | tuple[Array, Array, Array]
+Array = NDArray[Any]
+After = Callable[[dict[str, float], Report], bool | None]
 
 
-@dataclass
-class History:
-    """What `fit` measured, a row an epoch.
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn publishes no types
+    """What a classifier and a regressor share: the network, its training, and its input's validation."""
+
+    _regresses: ClassVar[bool]
+    _found: ClassVar[tuple[str, ...]]
+
+    hidden_sizes: Sequence[int] = (100,)
+    """Widths of the hidden layers."""
+    module: nn.Module | None = None
+    """A network of your own, input -> logits (or values); a copy of it is trained."""
+    activation: Activation = "relu"
+    """After each hidden layer."""
+    optimizer: OptimizerName = "adam"
+    """Optimizer by name."""
+    optimizer_options: Mapping[str, Any] | None = None
+    """What torch's optimizer of that name takes, such as weight_decay."""
+    learning_rate: float = 3e-3
+    """Step size."""
+    schedule: Schedule = "constant"
+    """How the learning rate falls over the epochs."""
+    warmup_steps: int = 0
+    """Updates over which the learning rate climbs to its full value."""
+    max_grad_norm: float | None = None
+    """Limit of the gradient's Euclidean norm."""
+    monitor: str = "val_loss"
+    """What early stopping watches."""
+    warm_start: bool = False
+    """Let `fit` go on from the weights of the last call."""
+    weight: Rule | None = None
+    """A further rule (cross_entropy, batch) -> w of your own."""
+    device: str = "auto"
+    """Where to compute: auto (the first at hand of cuda, mps, cpu), or one of them."""
+    random_state: Any = None
+    """Seed, or generator of one, of the network, the order of examples and what is held out."""
+    log: Any = None
+    """Folder to write TensorBoard events into, or a `pgce.logger.Logger`."""
+
+    def _checked(self, X: Any, *y: Any, reset: bool) -> Any:
+        """Inputs, and where they are given targets, as scikit-learn checks them."""
+        options: dict[str, Any] = {"dtype": (np.float64, np.float32), "allow_nd": True, "reset": reset}
+        if y:
+            options |= {"multi_output": True, "y_numeric": self._regresses}
+        return validate_data(self, X, *y, **options)
+
+    def _weights(self, sample_weight: Any, X: Array) -> Array | None:
+        if sample_weight is None:
+            return None
+        return np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+
+    def _tensor(self, X: Array, *, fresh: bool = False) -> Tensor:
+        """Inputs in the network's precision, which is a new one's that of the data, as in scikit-learn."""
+        network = self.module if fresh else self.module_
+        if network is not None:
+            dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
+            return torch.as_tensor(X, dtype=dtypes[0] if dtypes else torch.float32)
+        return torch.as_tensor(X, dtype=None if resolve_device(self.device).type == "cpu" else torch.float32)
+
+    def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
+        if self.module is not None:
+            return copy.deepcopy(self.module)
+        flat = inputs.flatten(1)
+        network = mlp(flat.shape[1], outputs, self.hidden_sizes, self.activation).to(inputs.dtype)
+        return network if inputs.ndim == 2 else nn.Sequential(nn.Flatten(), network)
+
+    def _train(
+        self,
+        outputs: int,
+        data: dict[str, Tensor],
+        terms: dict[str, Term],
+        *,
+        fresh: bool,
+        epochs: int | None = None,
+        validation: Any = None,
+        after: After | None = None,
+        **options: Any,
+    ) -> None:
+        """Train a new network, or the last one further, whose optimizer then goes on too."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        place = resolve_device(self.device)
+        if fresh:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(seed)
+                self.module_ = self._built(data["input"], outputs)
+            self.history_ = History()
+        self.module_.to(place)
+        if fresh or not hasattr(self, "_stack"):  # a loaded estimator has no optimizer
+            self._stack = Optimizer(
+                self._trained().parameters(),
+                self.optimizer,
+                learning_rate=self.learning_rate,
+                schedule=self.schedule,
+                warmup_steps=self.warmup_steps,
+                max_grad_norm=self.max_grad_norm,
+                precision=self.precision,
+                ema_decay=self.ema_decay,
+                **(self.optimizer_options or {}),
+            )
+        patience = self.patience if self.early_stopping else None
+        if epochs is None and patience is not None and validation is None:
+            rows, held_out = self._split(data, seed)
+            validation = {name: column[held_out] for name, column in data.items()}
+            data = {name: column[rows] for name, column in data.items()}
+        history = fit(
+            self._trained(),
+            data,
+            terms=terms,
+            validation=validation,
+            patience=None if epochs else patience,
+            monitor=self.monitor,
+            epochs=epochs or self.epochs,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            optimizer=self._stack,
+            compile=self.compile,
+            seed=seed,
+            device=self.device,
+            log=self.log,
+            after=after,
+            **options,
+        )
+        self.history_.epochs += history.epochs
+        self.history_.best_epoch, self.history_.stopped = history.best_epoch, history.stopped
+
+    def fitted_state(self) -> dict[str, Any]:
+        """What `fit` found beside the network's weights, for `pgce.save`."""
+        check_is_fitted(self)
+        dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
+        names = ("n_features_in_", "feature_names_in_", *self._found)
+        found = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {**found, "_shape": self._shape, "_outputs": self._outputs, "_dtype": dtype}
+
+    def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Become the estimator that `fitted_state` described, with its network's weights."""
+        state = dict(state)
+        dtype = getattr(torch, state.pop("_dtype"))
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.module_ = self._built(torch.zeros(1, *self._shape, dtype=dtype), self._outputs)
+        self.module_.load_state_dict(tensors)
+        self.module_.to(resolve_device(self.device))
+        self.history_ = History()
+
+    def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
+        """The network for such inputs."""
+        self._shape, self._outputs = tuple(inputs.shape[1:]), outputs
+        return self._network(inputs, outputs)
+
+    def _trained(self) -> nn.Module:
+        """The part of the network that is trained."""
+        return self.module_
+
+    def _split(self, data: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+        """Rows to learn from, and rows held out for early stopping; of classes in equal shares."""
+        y = data["target"]
+        label = y.cpu().numpy() if y.ndim == 1 and not y.is_floating_point() else None
+        if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
+            label = None
+        rows, held_out = train_test_split(
+            np.arange(len(y)), test_size=self.validation_fraction, stratify=label, random_state=seed % 2**32
+        )
+        return torch.as_tensor(rows), torch.as_tensor(held_out)
+
+
+@documented
+@dataclass(kw_only=True, eq=False, repr=False)
+class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ignore[misc]
+    """A scikit-learn classifier: every rule for targets and weights, alone or together.
+
+    A target that is not one label is a matrix: of integers or booleans, zeros and ones of several labels a
+    row; floating, a distribution over the classes in each row. The rules compose as `pgce.targets` and
+    `pgce.weights` say; the loss of a soft target is the expected loss of a label drawn from it, class weights
+    included. Sample and class weights are scaled to mean 1 in `fit` (only their ratios count), and rows of
+    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed.
 
     Attributes:
-        epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "loss" (mean over
-            its examples), "learning_rate" and "grad_norm" of its last step, and with validation data
-            "val_loss" and, of a classifier, "val_accuracy".
+        classes_: the labels, (K,).
+        module_: the trained network, X -> logits (B, K).
+        history_: a `pgce.History`.
+        n_features_in_: D.
 
     Example:
-        >>> from pgce.estimators import History
-        >>> History([{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "loss": 0.25}])["loss"]
-        [0.5, 0.25]
+        >>> import pgce
+        >>> from sklearn.datasets import load_wine
+        >>> from sklearn.model_selection import cross_val_score
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> X, y = load_wine(return_X_y=True)
+        >>> classifier = pgce.Classifier(class_weight="balanced", label_smoothing=0.1, random_state=0)
+        >>> bool(cross_val_score(make_pipeline(StandardScaler(), classifier), X, y).mean() > 0.95)
+        True
     """
 
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    class_weight: ClassWeight | Mapping[Any, float] | None = None  # type: ignore[assignment]
+    """Weights of the classes: "balanced" (inverse frequency), "effective_number", or a number a label."""
+    noise: Any = None
+    """Share of the training labels that are drawn at random among all classes, or the matrix T (K, K) with
+    the distribution of the label given in each true class's row; for `correction`."""
+    pos_weight: Any = None
+    """Weight of the labels that are 1, or one a label; of several labels a row."""
+    teacher: Any = None
+    """A trained classifier whose probabilities are learned beside the labels (distillation)."""
 
-    def __getitem__(self, name: str) -> list[float]:
-        """One column, an entry an epoch."""
-        return [row[name] for row in self.epochs]
+    _regresses = False
+    _found = ("classes_", "multilabel_")
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
-def as_batch(data: Data, device: torch.device | None = None) -> Batch:
-    """A data set as one batch with columns "target" and, where given, "sample_weight", on `device`.
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        after: After | None = None,
+    ) -> Classifier:
+        """Train on inputs X (B, D) with labels y (B,), several labels (B, L), or distributions (B, K).
 
-    Args:
-        data: (inputs (B, ...), targets (B, ...)), and optionally sample weights (B,); arrays or tensors. Or
-            a batch. Float64 arrays become float32; float64 tensors stay.
-        device: None is the CPU.
+        Args:
+            X: inputs; (B, ...) with a module of one's own.
+            y: labels of any type; a matrix of integers 0 and 1; or a floating one whose rows sum to 1.
+            sample_weight: (B,), not negative.
+            validation: inputs and labels held out, evaluated after every epoch.
+            after: called after every epoch with its row of the history and its last report; True ends
+                training.
 
-    Raises:
-        ValueError: no example, or different numbers of them.
+        Returns:
+            The classifier itself.
 
-    Example:
-        >>> import numpy as np
-        >>> from pgce.estimators import as_batch
-        >>> as_batch((np.zeros((5, 3)), np.arange(5)))["target"]
-        tensor([0, 1, 2, 3, 4])
-    """
-    device = device or torch.device("cpu")
-    if not isinstance(data, Batch):
-        if len(data) not in (2, 3):
+        Raises:
+            ValueError: bad values, or rules that exclude each other.
+        """
+        X, y = self._checked(X, y, reset=not self._goes_on())
+        weight = self._weights(sample_weight, X)
+        target = self._labels(y, None, known=self._goes_on())
+        if validation is not None:
+            held_out, labels = self._checked(*validation, reset=False)
+            validation = (held_out, self._labels(labels, None, known=True))
+        return self._learn(X, target, weight, fresh=not self._goes_on(), validation=validation, after=after)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Classifier:
+        """One pass over this data, from the weights and the optimizer's state of the last call.
+
+        Args:
+            X: inputs (B, D).
+            y: as `fit` takes it.
+            classes: all labels there will ever be; needed at the first call.
+            sample_weight: (B,), not negative; taken as it is.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            ValueError: bad values, a label that is not one of `classes`, or a rule that needs all data.
+        """
+        first = not hasattr(self, "module_")
+        if first and classes is None and np.ndim(y) == 1:
+            raise ValueError("the first call of partial_fit needs all labels: classes is None")
+        if isinstance(self.class_weight, str) or self.logit_adjustment:
             raise ValueError(
-                f"data are (inputs, targets) or (inputs, targets, sample_weight): there are {len(data)}"
+                "class frequencies need all data at once: partial_fit takes class_weight as a number a label "
+                f"and no logit_adjustment; they are {self.class_weight!r} and {self.logit_adjustment}"
             )
-        inputs, *columns = (_tensor(array) for array in data)
-        data = Batch(inputs, dict(zip(("target", "sample_weight"), columns, strict=False)))
-    if len(data) == 0:
-        raise ValueError("a data set has at least one example: this one has none")
-    moved = (
-        {name: value.to(device) for name, value in data.input.items()}
-        if isinstance(data.input, dict)
-        else data.input.to(device)
-    )
-    columns_ = {name: column.to(device) for name, column in data.columns.items()}
-    return Batch(moved, columns_, None if data.mask is None else data.mask.to(device))
+        X, y = self._checked(X, y, reset=first)
+        weight = self._weights(sample_weight, X)
+        target = self._labels(y, classes, known=not first)
+        return self._learn(X, target, weight, fresh=first, epochs=1)
 
+    def predict(self, X: Any) -> Array:
+        """The most probable label of each row, (B,); zeros and ones (B, L) of several labels."""
+        p = self.predict_proba(X)
+        if self.multilabel_:
+            return np.asarray(p > 0.5, dtype=np.int64)
+        return np.asarray(self.classes_[p.argmax(1)])
 
-def fit(
-    model: nn.Module,
-    data: Data,
-    *,
-    head: Head | None = None,
-    target: str | TargetRule = "target",
-    weight: str | Rule = one,
-    validation: Data | None = None,
-    epochs: int = 20,
-    batch_size: int = 128,
-    optimizer: OptimizerName = "adam",
-    learning_rate: float = 1e-3,
-    schedule: Schedule = "constant",
-    warmup_steps: int = 0,
-    max_grad_norm: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    after: Callable[[dict[str, float], Report], bool | None] | None = None,
-    **options: Any,
-) -> History:
-    """Train `model` in place by weighted cross-entropy; every epoch sees each example once, in random order.
+    def predict_proba(self, X: Any) -> Array:
+        """The probability of each class, (B, K); of each label to be 1, (B, L), of several labels."""
+        check_is_fitted(self)
+        X = self._checked(X, reset=False)
+        head = heads.Bernoulli() if self.multilabel_ else heads.Categorical()
+        return np.asarray(predict_proba(self.module_, self._tensor(X), head=head).numpy())
 
-    Args:
-        model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
-        data: as `as_batch` takes it.
-        head: what the logits mean; None is `Categorical()`.
-        target: the column with y, or a rule (logits, batch) -> y.
-        weight: the column with w ("sample_weight", say), or a rule (cross_entropy, batch) -> w.
-        validation: held-out data, evaluated after every epoch.
-        epochs: passes over the data.
-        batch_size: examples a step; the last batch of an epoch may be smaller.
-        optimizer: by name, as the next five: see `pgce.optimizer.Optimizer`.
-        learning_rate: step size.
-        schedule: of the learning rate over all epochs.
-        warmup_steps: updates until the learning rate is whole.
-        max_grad_norm: limit of the gradient's norm, or None.
-        seed: of the order of examples.
-        device: "auto", "cpu", "cuda", "mps".
-        after: called after every epoch with its row of the history and its last report; True ends training.
-        options: what torch's optimizer of that name takes.
+    def _goes_on(self) -> bool:
+        return bool(self.warm_start) and hasattr(self, "module_")
 
-    Returns:
-        The history of training.
+    def _labels(self, y: Any, classes: Any, *, known: bool) -> Tensor:
+        """Class ids (B,), zeros and ones (B, L), or distributions (B, K); sets `classes_` unless known."""
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        multilabel = y.ndim == 2 and y.dtype.kind in "biu"
+        if y.ndim == 2:
+            _check_matrix(y)
+            found = np.arange(y.shape[1])
+        else:
+            check_classification_targets(y)
+            found = np.unique(y)
+        if not known:
+            self.classes_ = found if classes is None else np.unique(classes)
+            self.multilabel_ = multilabel
+        if multilabel != self.multilabel_ or (y.ndim == 2 and len(found) != len(self.classes_)):
+            raise ValueError(
+                f"y is as before, {len(self.classes_)} {'labels a row' if self.multilabel_ else 'classes'}"
+                f": it has shape {y.shape} and dtype {y.dtype}"
+            )
+        if y.ndim == 2:
+            return torch.as_tensor(y)
+        unknown = np.setdiff1d(found, self.classes_)
+        if len(unknown):
+            raise ValueError(
+                f"every label is one of the classes {self.classes_.tolist()}: y holds {unknown.tolist()}"
+            )
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs two classes or more: y holds one class, {found.tolist()}")
+        return torch.as_tensor(np.searchsorted(self.classes_, y))
 
-    Raises:
-        ValueError: data that don't fit each other, the model or the head; found before the first step.
-        FloatingPointError: loss or gradient stopped being finite; the model is as before that step.
-
-    Example:
-        >>> import torch, pgce
-        >>> _ = torch.manual_seed(0)
-        >>> inputs, labels = torch.randn(200, 2), torch.arange(200) % 2
-        >>> inputs[:, 0] += 6.0 * labels
-        >>> model = pgce.networks.mlp(2, 2)
-        >>> history = pgce.fit(model, (inputs, labels), epochs=20, learning_rate=0.01, device="cpu")
-        >>> pgce.evaluate(model, (inputs, labels))["accuracy"] > 0.98
-        True
-        >>> history["loss"][-1] < history["loss"][0]
-        True
-    """
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(
-            f"epochs and batch size are at least 1: epochs is {epochs}, batch_size is {batch_size}"
+    def _learn(
+        self,
+        X: Array,
+        target: Tensor,
+        sample_weight: Array | None,
+        *,
+        fresh: bool,
+        epochs: int | None = None,
+        validation: Any = None,
+        **options: Any,
+    ) -> Classifier:
+        """Turn the settings into columns and rules, and train."""
+        self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
+        inputs = self._tensor(X, fresh=fresh)
+        share = torch.ones(len(inputs)) if sample_weight is None else torch.as_tensor(sample_weight)
+        counts = _positive(share)
+        data = {"input": inputs, "target": target}
+        if self.teacher is not None:
+            data["teacher"] = self._teaching(X, inputs)
+        data = {name: column[counts] for name, column in data.items()}
+        inputs, target, share = data["input"], data["target"], share[counts].to(inputs.dtype)
+        if target.ndim == 2:
+            target = target.to(inputs.dtype)
+        if validation is not None:
+            held_out, labels = validation
+            labels = labels.to(inputs.dtype) if labels.ndim == 2 else labels
+            validation = (torch.as_tensor(held_out, dtype=inputs.dtype), labels)
+        number = None if self.multilabel_ else _numbers(target, share, len(self.classes_))
+        class_weight = None if number is None else self._class_weights(number)
+        if epochs is None:  # only the ratios of weights count
+            total = share
+            if class_weight is not None:
+                total = share * weights.per_class(share, {"target": target}, class_weight=class_weight)
+            share = share / total.mean()
+        data |= {"target": target, "sample_weight": share}
+        mixing = bool(self.mixup or self.cutmix)
+        if mixing and not self.multilabel_:
+            # A row that is multiplied by its example's weight mixes the weights as well.
+            rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
+            data["target"] = rows * share.unsqueeze(1)
+            data["sample_weight"] = torch.ones_like(share)
+            class_weight = share.new_ones(len(self.classes_)) if class_weight is None else class_weight
+        mix = (
+            partial(targets.mixup, alpha=self.mixup)
+            if self.mixup
+            else partial(targets.cutmix, alpha=self.cutmix)
         )
-    head = Categorical() if head is None else head
-    place = resolve_device(device)
-    model.to(place)
-    whole = as_batch(data, place).counted()
-    held_out = None if validation is None else as_batch(validation, place)
-    for name, each in (("data", whole), ("validation", held_out)):
-        if each is not None:
-            _check(model, head, target if name == "data" else "target", each, name)
-    term = Term(head, target, weight)
-    stack = Optimizer(
-        model.parameters(),
-        optimizer,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        max_grad_norm=max_grad_norm,
-        **options,
-    )
-    trainer = Trainer(model, {"label": term}, stack)
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(whole) // batch_size)
-    history = History()
-    losses: list[Tensor] = []
+        weighs = sample_weight is not None and self.sampler != "weighted"
+        rule = self._weight_rule(class_weight, weighs=weighs or class_weight is not None)
+        terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
+        if self.teacher is not None:
+            temperature = self.temperature
+            terms["label"] = replace(terms["label"], coefficient=1 - self.teacher_share)
+            terms["teacher"] = Term(
+                heads.Transformed(partial(heads.tempered, temperature=temperature)),
+                lambda z, batch: targets.distilled(batch["teacher"], temperature),
+                self._weight_rule(None, weighs=weighs, of_loss=False),
+                coefficient=self.teacher_share * temperature**2,
+            )
+        self._train(
+            len(self.classes_),
+            data,
+            terms,
+            fresh=fresh,
+            epochs=epochs,
+            sampler=_SAMPLERS[self.sampler],
+            augment=mix if mixing else None,
+            validation=validation,
+            **options,
+        )
+        return self
 
-    def epoch() -> Iterator[Batch]:
-        losses.clear()
-        model.train()
-        for index in torch.randperm(len(whole), generator=generator).split(batch_size):
-            stack.progress = stack.steps / steps
-            yield whole.rows(index)
+    def _check_rules(self, *, ids: bool, weighted: bool) -> None:
+        """Refuse rules that do not fit the target, or each other."""
+        check_choice("correction", self.correction, Correction)
+        if self.sampler not in _SAMPLERS:
+            raise ValueError(f"sampler is None, 'balanced' or 'weighted': it is {self.sampler!r}")
+        given = {name for name in _OF_ONE_LABEL if getattr(self, name) not in (None, 0)}
+        several = [name for name in ("asymmetric", "pos_weight") if getattr(self, name) is not None]
+        mixing = [name for name in ("mixup", "cutmix") if getattr(self, name)]
+        of_ids = sorted(given & {"soft_labels", "confidence", "redraw"})
+        if "noise" in given and self.correction == "backward":
+            of_ids.append("noise")
+        exclusive = [name for name in of_ids if name != "redraw"]
+        if self.multilabel_ and given:
+            raise ValueError(f"these rules are of one label a row, y has several: {', '.join(sorted(given))}")
+        if not self.multilabel_ and several:
+            raise ValueError(f"these rules are of several labels a row, y has one: {', '.join(several)}")
+        if not ids and of_ids:
+            raise ValueError(f"these rules start from labels, y is a matrix: {', '.join(of_ids)}")
+        if len(mixing) > 1 or (mixing and (of_ids or self.teacher is not None)) or len(exclusive) > 1:
+            others = exclusive if not mixing else of_ids + ["teacher"] * (self.teacher is not None)
+            raise ValueError(f"these rules of targets exclude each other: {', '.join(mixing + others)}")
+        if self.sampler == "balanced" and (not ids or mixing):
+            raise ValueError("balanced sampling needs one label a row: y is a matrix, or mixed")
+        if self.sampler == "weighted" and not weighted:
+            raise ValueError("weighted sampling needs sample_weight: it is None")
 
-    def record(reports: dict[str, Report]) -> bool:
-        losses.append(reports["label"].loss * len(reports["label"].batch))
-        return False
+    def _class_weights(self, number: Tensor) -> Tensor | None:
+        """The weight of each class, (K,)."""
+        if self.class_weight is None:
+            return None
+        if self.class_weight == "balanced":
+            return weights.inverse_frequency(number)
+        if self.class_weight == "effective_number":
+            return weights.effective_number(number, self.beta)
+        if not isinstance(self.class_weight, Mapping):
+            raise ValueError(
+                'class_weight is "balanced", "effective_number", a number for each label or None: '
+                f"it is {self.class_weight!r}"
+            )
+        unknown = set(self.class_weight) - set(self.classes_.tolist())
+        values = [float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist()]
+        if unknown or min(values) <= 0:
+            raise ValueError(
+                f"class_weight gives labels a positive number each: the labels are {self.classes_.tolist()}, "
+                f"it is {dict(self.class_weight)}"
+            )
+        return number.new_tensor(values)
 
-    def finish(n: int, reports: dict[str, Report]) -> bool | None:
-        row = {
-            "epoch": n + 1.0,
-            "examples": (n + 1.0) * len(whole),
-            "steps": float(stack.steps),
-            "loss": (torch.stack(losses).sum() / len(whole)).item(),
-            "learning_rate": stack.learning_rate,
-            "grad_norm": stack.grad_norm,
+    def _noise_matrix(self) -> Tensor:
+        classes = len(self.classes_)
+        if np.ndim(self.noise) == 0:
+            return targets.noise_matrix(classes, float(self.noise))
+        return torch.as_tensor(np.asarray(self.noise), dtype=torch.float32)
+
+    def _training_head(self, number: Tensor | None) -> heads.Head:
+        """What the logits mean while training."""
+        if number is None:
+            return heads.Bernoulli()
+        head: heads.Head = heads.Categorical()
+        if self.noise is not None and self.correction == "forward":
+            head = heads.Transformed(partial(heads.noisy, noise=self._noise_matrix()), head)
+        if self.logit_adjustment:
+            prior = number / number.sum()
+            head = heads.Transformed(
+                partial(heads.logit_adjusted, prior=prior, tau=self.logit_adjustment), head
+            )
+        return head
+
+    def _target_rule(self, class_weight: Tensor | None) -> str | TargetRule:
+        """The rule for y, from class ids (B,) or rows (B, K)."""
+        generator = torch.Generator().manual_seed(0)
+
+        def rule(logits: Tensor, batch: Batch) -> Tensor:
+            y, classes = batch["target"], logits.shape[-1]
+            if self.multilabel_:
+                half = torch.full_like(logits, 0.5)
+                return torch.lerp(y.to(logits.dtype), half, self.label_smoothing)
+            if self.redraw:
+                noise = targets.noise_matrix(classes, self.redraw)
+                y = targets.draw(y.cpu(), noise, generator).to(y.device)
+            if self.soft_labels is not None:
+                y = targets.soften(y, classes, *self.soft_labels, dtype=logits.dtype)
+            elif self.confidence is not None:
+                y = targets.confidence(y, classes, self.confidence, logits.dtype)
+            elif self.noise is not None and self.correction == "backward":
+                y = targets.denoised(y, self._noise_matrix().to(logits))
+            elif y.is_floating_point() and class_weight is not None:
+                y = targets.reweighted(y, class_weight)
+            if self.label_smoothing:
+                rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)
+                y = targets.smooth(rows, self.label_smoothing)
+            return y
+
+        changes = (
+            self.redraw
+            or self.label_smoothing
+            or self.soft_labels is not None
+            or self.confidence is not None
+            or (self.noise is not None and self.correction == "backward")
+            or class_weight is not None  # reweighted, where the target is a row
+        )
+        return rule if changes else "target"
+
+    def _weight_rule(self, class_weight: Tensor | None, *, weighs: bool, of_loss: bool = True) -> Rule:
+        """The product of all rules for w."""
+        rules: list[str | Rule] = ["sample_weight"] if weighs else []
+        if class_weight is not None:
+            rules.append(partial(weights.per_class, class_weight=class_weight))
+        if of_loss:
+            if self.focal_gamma:
+                rules.append(partial(weights.focal, gamma=self.focal_gamma))
+            if self.gce_q is not None:
+                rules.append(partial(weights.gce, q=self.gce_q))
+            if self.symmetric is not None:
+                alpha, beta = self.symmetric
+                rules.append(partial(weights.symmetric, alpha=alpha, beta=beta))
+            if self.poly1_epsilon is not None:
+                rules.append(partial(weights.poly1, epsilon=self.poly1_epsilon))
+            if self.asymmetric is not None:
+                plus, minus, clip = self.asymmetric
+                rules.append(
+                    partial(weights.asymmetric, gamma_positive=plus, gamma_negative=minus, clip=clip)
+                )
+            if self.pos_weight is not None:
+                rules.append(partial(weights.positive, pos_weight=torch.as_tensor(self.pos_weight)))
+            if self.weight is not None:
+                rules.append(self.weight)
+        return weights.product(*rules) if rules else weights.one
+
+    def _teaching(self, X: Array, inputs: Tensor) -> Tensor:
+        """The teacher's logits (B, K), up to a constant a row, in the order of the classes."""
+        classes = np.asarray(self.teacher.classes_)
+        if not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"teacher and classifier have the same classes: the teacher's are {classes.tolist()}, "
+                f"the labels {self.classes_.tolist()}"
+            )
+        p = torch.as_tensor(self.teacher.predict_proba(X), dtype=inputs.dtype)
+        return p.clamp(min=torch.finfo(inputs.dtype).tiny).log()
+
+
+@documented
+@dataclass(kw_only=True, eq=False, repr=False)
+class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[misc]
+    """A scikit-learn regressor: what noise the target has is the head, which errors matter is the weight.
+
+    The network learns the target in units of its standard deviation around its mean, and so is the loss
+    reported; predictions are in the target's own unit. Sample weights are scaled to mean 1 in `fit`.
+
+    Attributes:
+        module_: the trained network, X -> values (B, D), for counts log λ.
+        history_: a `pgce.History`.
+        n_features_in_: features of an input.
+
+    Example:
+        >>> import pgce
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn.model_selection import train_test_split
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> X, X_test, y, y_test = train_test_split(X, y, random_state=0)
+        >>> median = pgce.Regressor(hidden_sizes=(), quantile=0.5, epochs=200, random_state=0).fit(X, y)
+        >>> bool(abs((y_test < median.predict(X_test)).mean() - 0.5) < 0.1)
+        True
+    """
+
+    _regresses = True
+    _found = ("_flat", "_shift", "_unit")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        validation: tuple[Any, Any] | None = None,
+        after: After | None = None,
+    ) -> Regressor:
+        """Train on inputs X (B, ...) with targets y (B,) or (B, D).
+
+        Args:
+            X: inputs.
+            y: targets; for poisson not negative.
+            sample_weight: (B,), not negative.
+            validation: inputs and targets held out, evaluated after every epoch.
+            after: called after every epoch with its row of the history and its last report; True ends
+                training.
+
+        Returns:
+            The regressor itself.
+
+        Raises:
+            ValueError: bad values, or rules that exclude each other.
+        """
+        goes_on = bool(self.warm_start) and hasattr(self, "module_")
+        X, y = self._checked(X, y, reset=not goes_on)
+        if validation is not None:
+            validation = self._checked(*validation, reset=False)
+        return self._learn(X, y, sample_weight, fresh=not goes_on, validation=validation, after=after)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Regressor:
+        """One pass over this data, from the weights and the optimizer's state of the last call.
+
+        The first call's targets set the unit.
+
+        Args:
+            X: inputs (B, ...).
+            y: as `fit` takes it.
+            sample_weight: (B,), not negative; taken as it is.
+
+        Returns:
+            The regressor itself.
+
+        Raises:
+            ValueError: bad values.
+        """
+        first = not hasattr(self, "module_")
+        X, y = self._checked(X, y, reset=first)
+        return self._learn(X, y, sample_weight, fresh=first, epochs=1)
+
+    def predict(self, X: Any) -> Array:
+        """The expected value, or the quantile or expectile asked for, in the shape y had."""
+        check_is_fitted(self)
+        X = self._checked(X, reset=False)
+        values = predict_proba(self.module_, self._tensor(X), head=self._head).numpy()
+        return np.asarray(values[:, 0] if self._flat else values)
+
+    @property
+    def _head(self) -> heads.Head:
+        if self.quantile is not None or self.distribution == "laplace":
+            return heads.Laplace()
+        return heads.Poisson() if self.distribution == "poisson" else heads.Gaussian()
+
+    def _learn(
+        self,
+        X: Array,
+        y: Array,
+        sample_weight: Any,
+        *,
+        fresh: bool,
+        epochs: int | None = None,
+        validation: Any = None,
+        **options: Any,
+    ) -> Regressor:
+        check_choice("distribution", self.distribution, Noise)
+        if self._head == heads.Poisson() and y.min() < 0:
+            raise ValueError(f"counts are 0 or more: y holds {y.min():g}")
+        weight = self._weights(sample_weight, X)
+        inputs, target = (
+            self._tensor(X, fresh=fresh),
+            torch.as_tensor(np.asarray(y, np.float64).reshape(len(y), -1)),
+        )
+        share = torch.ones(len(target)).double() if weight is None else torch.as_tensor(weight)
+        counts = _positive(share)
+        inputs, target, share = inputs[counts], target[counts], share[counts]
+        if fresh:
+            self._flat = y.ndim == 1
+            self._set_unit(target, share)
+        if target.shape[1] != len(self._shift):
+            raise ValueError(f"y has {len(self._shift)} columns as before: it has {target.shape[1]}")
+        data = {
+            "input": inputs,
+            "target": self._in_units(target).to(inputs.dtype),
+            "sample_weight": (share / share.mean() if epochs is None else share).to(inputs.dtype),
         }
-        if held_out is not None:
-            row |= {f"val_{k}": v for k, v in evaluate(model, held_out, head=head).items()}
-        history.epochs.append(row)
-        return after(row, reports["label"]) if after is not None else None
+        if validation is not None:
+            held_out = torch.as_tensor(np.asarray(validation[1], np.float64).reshape(len(validation[1]), -1))
+            validation = (
+                torch.as_tensor(validation[0]).to(inputs.dtype),
+                self._in_units(held_out).to(inputs.dtype),
+            )
 
-    train(trainer, (epoch() for _ in range(epochs)), stop=record, after=finish)
-    return history
+        rule = self._weight_rule(weighs=weight is not None)
+        terms = {"label": Term(self._head, weight=rule)}
+        self._train(
+            target.shape[1], data, terms, fresh=fresh, epochs=epochs, validation=validation, **options
+        )
+        return self
 
+    def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
+        shift, unit = (torch.as_tensor(values).to(inputs.dtype) for values in (self._shift, self._unit))
+        return Scaled(super()._built(inputs, outputs), shift, unit)
 
-def evaluate(
-    model: nn.Module, data: Data, *, head: Head | None = None, batch_size: int = 4096
-) -> dict[str, float]:
-    """Mean cross-entropy "loss" in nats and, of a classifier with class ids, "accuracy".
+    def _set_unit(self, target: Tensor, share: Tensor) -> None:
+        """What 0 and 1 stand for: mean and standard deviation; of counts the logarithm of the mean."""
+        part = (share / share.sum()).unsqueeze(1)
+        mean = (part * target).sum(0)
+        if self._head == heads.Poisson():
+            self._shift, self._unit = mean.clamp(min=1e-6).log(), torch.ones_like(mean)
+        else:
+            spread = (part * (target - mean).square()).sum(0).sqrt()
+            self._shift, self._unit = mean, torch.where(spread > 0, spread, 1.0)
 
-    Example:
-        >>> import torch, pgce
-        >>> model = torch.nn.Linear(2, 2, bias=False)
-        >>> _ = torch.nn.init.eye_(model.weight)
-        >>> pgce.evaluate(model, (torch.eye(2), torch.tensor([0, 0])))["accuracy"]
-        0.5
-    """
-    head = Categorical() if head is None else head
-    batch = as_batch(data, _device_of(model)).counted()
-    logits = _forward(model, batch, batch_size)
-    target = batch["target"]
-    loss = objective(head.cross_entropy(logits, target), None, len(batch))
-    scores = {"loss": loss.item()}
-    if isinstance(head, Categorical) and target.ndim == 1:
-        scores["accuracy"] = (head.mode(logits) == target).double().mean().item()
-    return scores
+    def _in_units(self, target: Tensor) -> Tensor:
+        return target if self._head == heads.Poisson() else (target - self._shift) / self._unit
 
+    def _trained(self) -> nn.Module:
+        # Counts are scored in their own unit, all else in units of the standard deviation.
+        return self.module_ if self._head == heads.Poisson() else self.module_.get_submodule("network")
 
-def predict(model: nn.Module, inputs: Array, *, head: Head | None = None, batch_size: int = 4096) -> Tensor:
-    """The head's most probable outcome for each input, on the CPU: class ids of a classifier.
-
-    Example:
-        >>> import torch, pgce
-        >>> model = torch.nn.Linear(2, 2, bias=False)
-        >>> _ = torch.nn.init.eye_(model.weight)
-        >>> pgce.predict(model, torch.eye(2))
-        tensor([0, 1])
-    """
-    head = Categorical() if head is None else head
-    batch = Batch(_tensor(inputs).to(_device_of(model)), {})
-    return head.mode(_forward(model, batch, batch_size)).cpu()
-
-
-def _forward(model: nn.Module, batch: Batch, batch_size: int) -> Tensor:
-    """Logits of all rows, in evaluation mode and without gradient."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            pieces = torch.arange(len(batch)).split(batch_size)
-            return torch.cat([model(batch.rows(piece).input) for piece in pieces])
-    finally:
-        model.train(training)
+    def _weight_rule(self, *, weighs: bool) -> Rule:
+        """The product of all rules for w."""
+        kind = "laplace" if self.quantile is not None else self.distribution
+        given = {"huber_delta": "gaussian", "expectile": "gaussian"}
+        for name, needs in given.items():
+            if getattr(self, name) is not None and kind != needs:
+                raise ValueError(f"{name} needs {needs} noise: the distribution is {kind}")
+        if self.quantile is not None and self.distribution == "poisson":
+            raise ValueError("quantile needs laplace noise: the distribution is poisson")
+        rules: list[str | Rule] = ["sample_weight"] if weighs else []
+        if self.huber_delta is not None:
+            rules.append(partial(weights.huber, delta=self.huber_delta / self._unit))
+        if self.expectile is not None:
+            rules.append(partial(weights.expectile, tau=self.expectile))
+        if self.quantile is not None:
+            rules.append(partial(weights.pinball, tau=self.quantile))
+        if self.weight is not None:
+            rules.append(self.weight)
+        return weights.product(*rules) if rules else weights.one
 
 
-def _check(model: nn.Module, head: Head, target: str | TargetRule, batch: Batch, name: str) -> None:
-    """One row through model and head, and all targets' values: errors before the first step."""
-    row = batch.rows(torch.arange(1))
-    logits = _forward(model, row, 1)
-    y = row[target] if isinstance(target, str) else target(logits, row)
-    try:
-        head.check(logits, batch[target] if isinstance(target, str) else y)
-        head.cross_entropy(logits, y)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]
-    for values in (*inputs, *batch.columns.values()):
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"{name}: inputs, targets and weights are finite: one holds NaN or infinity")
+_SAMPLERS = {None: samplers.shuffled, "balanced": samplers.balanced, "weighted": samplers.weighted}
+_OF_ONE_LABEL = (
+    "soft_labels",
+    "confidence",
+    "redraw",
+    "noise",
+    "logit_adjustment",
+    "class_weight",
+    "teacher",
+)
 
 
-def _tensor(array: Array) -> Tensor:
-    if isinstance(array, Tensor):
-        return array
-    values = np.asarray(array)
-    return torch.as_tensor(values.astype(np.float32) if values.dtype == np.float64 else values)
+def _positive(share: Tensor) -> Tensor:
+    """Which examples have a positive weight, (B,)."""
+    counts = share > 0
+    if not bool(counts.any()):
+        raise ValueError("an example with a positive weight is needed: every sample_weight is 0")
+    return counts
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def _numbers(target: Tensor, share: Tensor, classes: int) -> Tensor:
+    """How many examples each class has, by weight, (K,)."""
+    if target.ndim == 2:
+        return share @ target
+    return torch.bincount(target, share, minlength=classes).to(share.dtype)
+
+
+def _check_matrix(y: Array) -> None:
+    """Refuse a matrix that holds neither several labels a row nor distributions."""
+    if y.dtype.kind in "biu":
+        if not np.isin(y, (0, 1)).all():
+            raise ValueError(f"several labels a row are zeros and ones: y spans {y.min()} to {y.max()}")
+    elif y.dtype.kind != "f":
+        raise ValueError(f"a matrix y holds zeros and ones, or probabilities: it has dtype {y.dtype}")
+    elif (y < 0).any() or abs(y.sum(1) - 1).max() > 1e-4:
+        raise ValueError(
+            "a floating matrix y holds a distribution over the classes in each row (of several labels a row "
+            f"it is of integers): its smallest value is {y.min():g}, rows sum to {y.sum(1).min():g} to "
+            f"{y.sum(1).max():g}"
+        )

@@ -8,6 +8,7 @@ cross-entropies add). Half precision is computed in float32; float64 stays float
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,7 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Head"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Head",
+    "Laplace",
+    "Poisson",
+    "PolicyHead",
+    "Transformed",
+    "logit_adjusted",
+    "noisy",
+    "plain",
+    "tempered",
+]
 
 _LOG_2PI = math.log(2 * math.pi)
 _NO_IGNORED_CLASS = torch.iinfo(torch.int64).min  # torch would silently skip class -100
@@ -36,20 +50,28 @@ class Head(Protocol):
         """Refuse target values that have no meaning under the head (reads the data: synchronises a GPU)."""
         ...
 
-    def entropy(self, logits: Tensor) -> Tensor:
-        """H(p) in nats, one value an example."""
-        ...
-
-    def entropy_target(self, logits: Tensor) -> Tensor:
-        """The constant target whose cross-entropy has the gradient of the entropy H(p)."""
-        ...
-
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One draw from p an example."""
         ...
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most probable outcome of each example."""
+        ...
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The expected target: probabilities where outcomes are classes, else the expected value."""
+        ...
+
+
+class PolicyHead(Head, Protocol):
+    """A head whose entropy has a closed form, as an agent's bonus needs it."""
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """H(p) in nats, one value an example."""
+        ...
+
+    def entropy_target(self, logits: Tensor) -> Tensor:
+        """The constant target whose cross-entropy has the gradient of the entropy H(p)."""
         ...
 
 
@@ -149,6 +171,10 @@ class Categorical:
         """The most probable class ids (...), int64."""
         return logits.argmax(-1)
 
+    def mean(self, logits: Tensor) -> Tensor:
+        """The probabilities p, shape (..., K)."""
+        return F.softmax(_widened(logits), -1)
+
 
 @dataclass(frozen=True)
 class Bernoulli:
@@ -214,6 +240,10 @@ class Bernoulli:
     def mode(self, logits: Tensor) -> Tensor:
         """1 where p > ½, else 0, int64."""
         return (logits > 0).long()
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The probability p of each yes, in the shape of `logits`."""
+        return _widened(logits).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -294,6 +324,10 @@ class Gaussian:
         """The mean."""
         return self._parameters(logits)[0]
 
+    def mean(self, logits: Tensor) -> Tensor:
+        """The mean μ."""
+        return self._parameters(logits)[0]
+
     def _parameters(self, logits: Tensor) -> tuple[Tensor, Tensor | float]:
         if self.scale != "learned":
             return logits, math.log(self.scale)
@@ -304,6 +338,271 @@ class Gaussian:
             )
         mean, log_scale = logits.unbind(-1)
         return mean, log_scale
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """A real value with Laplace noise; logits hold its location μ, the median, in the target's shape.
+
+    The cross-entropy is |y − μ|/b + log 2b: the absolute error, in units of b and up to a constant.
+
+    Args:
+        scale: b > 0 in the target's unit.
+        event_dims: trailing axes of the target that make up one example.
+
+    Raises:
+        ValueError: `scale` is not a positive finite number.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Laplace
+        >>> Laplace().cross_entropy(torch.tensor([0.0]), torch.tensor([2.0]))
+        tensor([2.6931])
+    """
+
+    scale: float = 1.0
+    event_dims: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale is a positive finite number: scale is {self.scale!r}")
+
+    def examples(self, logits: Tensor) -> torch.Size:
+        """Shape of the examples in `logits`: all its axes but the last `event_dims`."""
+        return _without_event(logits.shape, self.event_dims)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """|y − μ|/b + log 2b in nats, added over the event.
+
+        Raises:
+            ValueError: target and logits differ in shape or device.
+        """
+        self.examples(logits)
+        _same_device(logits, target)
+        _same_shape("one target a location", "logits", logits.shape, target)
+        logits = _widened(logits)
+        each = (target.to(logits.dtype) - logits).abs() / self.scale + math.log(2 * self.scale)
+        return _sum_event(each, self.event_dims)
+
+    def check(self, logits: Tensor, target: Tensor) -> None:
+        """Every real target has a meaning here."""
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """1 + log 2b in nats, added over the event."""
+        each = torch.full_like(_widened(logits), 1 + math.log(2 * self.scale))
+        return _sum_event(each, self.event_dims)
+
+    def entropy_target(self, logits: Tensor) -> Tensor:
+        """The location: the entropy does not depend on it, and its cross-entropy there has gradient 0."""
+        return _widened(logits.detach())
+
+    def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """μ plus Laplace noise (the difference of two exponential draws), in the shape of `logits`."""
+        first, second = (torch.empty_like(logits).exponential_(generator=generator) for _ in range(2))
+        return logits + self.scale * (first - second)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The location μ."""
+        return logits
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The location μ."""
+        return logits
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """A count; logits hold the logarithm of its expected value λ, in the target's shape.
+
+    (Its entropy has no closed form: it is no head of a policy.)
+
+    Args:
+        event_dims: trailing axes of the target that make up one example.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Poisson
+        >>> Poisson().cross_entropy(torch.tensor([0.0]), torch.tensor([2]))
+        tensor([1.6931])
+        >>> Poisson().mean(torch.tensor([0.0]))
+        tensor([1.])
+    """
+
+    event_dims: int = 0
+
+    def examples(self, logits: Tensor) -> torch.Size:
+        """Shape of the examples in `logits`: all its axes but the last `event_dims`."""
+        return _without_event(logits.shape, self.event_dims)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """λ − y log λ + log y! in nats, added over the event.
+
+        Raises:
+            ValueError: target and logits differ in shape or device.
+        """
+        self.examples(logits)
+        _same_device(logits, target)
+        _same_shape("one target a rate", "logits", logits.shape, target)
+        logits = _widened(logits)
+        y = target.to(logits.dtype)
+        return _sum_event(logits.exp() - y * logits + torch.lgamma(y + 1), self.event_dims)
+
+    def check(self, logits: Tensor, target: Tensor) -> None:
+        """Refuse negative counts."""
+        if target.numel() and bool(target.min() < 0):
+            raise ValueError(f"counts are 0 or more: target holds {target.min().item():g}")
+
+    def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Counts drawn from p, floating, in the shape of `logits`."""
+        return torch.poisson(_widened(logits).exp(), generator=generator)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The most probable count ⌊λ⌋, floating."""
+        return _widened(logits).exp().floor()
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The expected count λ."""
+        return _widened(logits).exp()
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """A head that scores targets through a transform of the logits, and predicts without it.
+
+    Temperature (`tempered`), logit adjustment (`logit_adjusted`) and forward noise correction (`noisy`) are
+    such transforms.
+
+    Args:
+        transform: logits -> logits of the same shape.
+        head: what both mean.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> from pgce.heads import Transformed, logit_adjusted
+        >>> rare = Transformed(partial(logit_adjusted, prior=torch.tensor([0.99, 0.01])))
+        >>> logits = torch.zeros(1, 2)
+        >>> rare.cross_entropy(logits, torch.tensor([1]))  # as if p(1) were 0.01
+        tensor([4.6052])
+        >>> rare.mean(logits)
+        tensor([[0.5000, 0.5000]])
+    """
+
+    transform: Callable[[Tensor], Tensor]
+    head: Head = Categorical()
+
+    def examples(self, logits: Tensor) -> torch.Size:
+        """As the head."""
+        return self.head.examples(logits)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """H(target, p) in nats, with p from the transformed logits."""
+        return self.head.cross_entropy(self.transform(_widened(logits)), target)
+
+    def check(self, logits: Tensor, target: Tensor) -> None:
+        """As the head."""
+        self.head.check(logits, target)
+
+    def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As the head, without the transform."""
+        return self.head.sample(logits, generator)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """As the head, without the transform."""
+        return self.head.mode(logits)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """As the head, without the transform."""
+        return self.head.mean(logits)
+
+
+def plain(head: Head) -> Head:
+    """The head by which predictions are made, without transforms.
+
+    Example:
+        >>> from pgce.heads import Categorical, Transformed, plain
+        >>> plain(Transformed(lambda logits: logits / 2, Categorical()))
+        Categorical()
+    """
+    return plain(head.head) if isinstance(head, Transformed) else head
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """z/T: p is flatter for T > 1.
+
+    Args:
+        logits: (..., K).
+        temperature: T > 0.
+
+    Raises:
+        ValueError: T is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import tempered
+        >>> tempered(torch.tensor([4.0, 0.0]), temperature=2.0)
+        tensor([2., 0.])
+
+    References:
+        Hinton, Vinyals and Dean (2015), Distilling the knowledge in a neural network.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature is positive and finite: it is {temperature}")
+    return logits / temperature
+
+
+def logit_adjusted(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+    """z + τ log π: trained so, z itself is the logit under equally frequent classes (for τ = 1).
+
+    Args:
+        logits: (..., K).
+        prior: π (K,), frequencies of the classes in the training data, positive.
+        tau: τ, strength of the adjustment.
+
+    Raises:
+        ValueError: `prior` is not K positive numbers.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import logit_adjusted
+        >>> logit_adjusted(torch.zeros(2), prior=torch.tensor([0.5, 0.5]))
+        tensor([-0.6931, -0.6931])
+
+    References:
+        Menon et al. (2021), Long-tail learning via logit adjustment.
+    """
+    if prior.shape != logits.shape[-1:] or not bool((prior > 0).all()):
+        raise ValueError(
+            f"a prior has one positive number for each of {logits.shape[-1]} classes: it has shape "
+            f"{tuple(prior.shape)}" + (f", smallest {prior.min().item():g}" if prior.numel() else "")
+        )
+    return logits + tau * prior.to(logits).log()
+
+
+def noisy(logits: Tensor, noise: Tensor) -> Tensor:
+    """log(Tᵀ p): logits of the noisy label, where `logits` are those of the clean one (forward correction).
+
+    Args:
+        logits: (..., K).
+        noise: T (K, K), row i the distribution of the label given where the true class is i.
+
+    Raises:
+        ValueError: `noise` is not (K, K).
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import noisy
+        >>> noisy(torch.tensor([100.0, 0.0]), torch.tensor([[0.9, 0.1], [0.1, 0.9]])).exp()
+        tensor([0.9000, 0.1000])
+
+    References:
+        Patrini et al. (2017), Making deep neural networks robust to label noise.
+    """
+    if noise.shape != (logits.shape[-1],) * 2:
+        raise ValueError(
+            f"a noise matrix is (K, K) for K = {logits.shape[-1]} classes: it has shape {tuple(noise.shape)}"
+        )
+    return (F.softmax(logits, -1) @ noise.to(logits)).log()
 
 
 def _widened(logits: Tensor) -> Tensor:

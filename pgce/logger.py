@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.projector import ProjectorConfig
 from torch import Tensor
 from torch.utils.tensorboard import FileWriter
-from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams
+from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve
 
 from pgce.trainer import Report
 
@@ -29,6 +36,23 @@ TAGS = {
     "eval/mean_ep_length": "mean length of the evaluation episodes, in environment steps",
     "eval/accuracy": "share of held-out examples classified right",
     "eval/loss": "mean cross-entropy of held-out examples, in nats",
+    "eval/top_5_accuracy": "share of held-out examples whose label is among the five most probable",
+    "eval/balanced_accuracy": "mean share classified right of each class, of held-out examples",
+    "eval/f1_macro": "mean F1 score of the classes, of held-out examples",
+    "eval/roc_auc": "area under the ROC curve, of held-out examples; mean of one class against the rest",
+    "eval/average_precision": "area under the precision–recall curve, mean of the labels",
+    "eval/label_accuracy": "share of held-out labels that are right, where an example has several",
+    "eval/log_loss": "mean −log probability of the label of held-out examples, in nats",
+    "eval/brier": "mean squared error of the probabilities of held-out examples",
+    "eval/ece": "expected calibration error of held-out examples: mean |confidence − share right|",
+    "eval/mse": "mean squared error of held-out examples",
+    "eval/mae": "mean absolute error of held-out examples",
+    "eval/r2": "coefficient of determination of held-out examples",
+    "eval/confusion_matrix": "picture: how often each class was taken for each, of held-out examples",
+    "eval/reliability": "picture: the share right against the confidence, of held-out examples",
+    "eval/confidently_wrong": "picture: the wrong held-out examples of which the classifier is surest",
+    "eval/pr_curve": "precision–recall curve of each class, as eval/pr_curve/{class}",
+    "eval/penultimate": "projector: what the last layer reads of held-out examples",
     "objective/loss": "what was minimised: the sum of the terms, each coefficient · mean(w · H)",
     "objective/cross_entropy": "mean H(y, p) of the first term, in nats",
     "objective/weight_mean": "mean weight w of the first term",
@@ -50,6 +74,8 @@ LAYOUT = {
     "pgce": {
         "Evaluation: reward, or accuracy": ["Multiline", ["eval/mean_reward", "eval/accuracy"]],
         "Training: return, or accuracy": ["Multiline", ["rollout/ep_rew_mean", "train/accuracy"]],
+        "Training and held-out loss": ["Multiline", ["objective/loss", "eval/loss"]],
+        "Training and held-out accuracy": ["Multiline", ["train/accuracy", "eval/accuracy"]],
         "The objective": ["Multiline", ["objective/loss", "objective/cross_entropy"]],
         "The weight: mean and spread": ["Multiline", ["objective/weight_mean", "objective/weight_std"]],
     }
@@ -87,6 +113,7 @@ class Logger:
         metrics: list[str] | None = None,
     ) -> None:
         self.dropped = 0
+        self._folder = folder
         self._writer: FileWriter | None = None
         self._session_end: Summary | None = None
         if folder is None:
@@ -112,15 +139,13 @@ class Logger:
             KeyError: a tag is not in `TAGS`.
         """
         for tag in values:
-            if tag not in TAGS:
-                raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
+            _defined(tag)
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(lambda: summary, step)
 
     def histogram(self, step: int, tag: str, values: Tensor) -> None:
         """Write the distribution of the finite `values`; with none of them, nothing."""
-        if tag not in TAGS:
-            raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
+        _defined(tag)
         if self._writer is None:
             return
         array = values.detach().float().cpu().numpy().ravel()
@@ -133,6 +158,76 @@ class Logger:
         if report.weight is not None:
             self.histogram(step, "distribution/weight", report.weight)
         self.histogram(step, "distribution/cross_entropy", report.cross_entropy)
+
+    def image(self, step: int, tag: str, picture: NDArray[np.uint8] | None) -> None:
+        """Write a picture (H, W, 3) of bytes; None writes nothing."""
+        _defined(tag)
+        if picture is None:
+            return
+
+        def summary() -> Summary:
+            file = BytesIO()
+            Image.fromarray(picture).save(file, "PNG", optimize=True)
+            height, width = picture.shape[:2]
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+            )
+            return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+        self._write(summary, step)
+
+    def pr_curves(
+        self, step: int, tag: str, target: Tensor, probability: Tensor, names: Sequence[str]
+    ) -> None:
+        """Write the precision–recall curve of each class against the rest, as {tag}/{name}.
+
+        Args:
+            step: the x-axis.
+            tag: of the group.
+            target: class ids (B,), or zeros and ones (B, K).
+            probability: (B, K).
+            names: of the classes, K.
+        """
+        _defined(tag)
+        p = probability.detach().float().cpu().numpy()
+        y = target.detach().cpu().numpy()
+        truth = y > 0.5 if y.ndim == 2 else y[:, None] == np.arange(p.shape[1])
+        for k, name in enumerate(names):
+            labels, predictions = truth[:, k], p[:, k]
+            if labels.any():
+                self._write(partial(pr_curve, f"{tag}/{name}", labels, predictions, 127), step)
+
+    def embedding(
+        self, tag: str, vectors: Tensor, labels: Sequence[str], sprite: NDArray[np.uint8] | None = None
+    ) -> None:
+        """Write vectors (B, D) with a label each for the projector, as files in the run's folder.
+
+        Args:
+            tag: names them; one a run.
+            vectors: (B, D).
+            labels: B words.
+            sprite: pictures of the examples (B, H, W), or None.
+        """
+        _defined(tag)
+        folder = self._folder
+        if folder is None or self._writer is None:
+            return
+
+        def write() -> None:
+            stem = tag.replace("/", "_")
+            config = ProjectorConfig()
+            entry = config.embeddings.add(tensor_name=tag)
+            entry.tensor_path, entry.metadata_path = f"{stem}.tsv", f"{stem}_labels.tsv"
+            np.savetxt(folder / entry.tensor_path, vectors.detach().float().cpu().numpy(), "%.5g", "\t")
+            (folder / entry.metadata_path).write_text("\n".join(labels) + "\n", encoding="utf-8")
+            if sprite is not None:
+                height, width = sprite.shape[1:]
+                entry.sprite.image_path = f"{stem}.png"
+                entry.sprite.single_image_dim.extend([width, height])
+                Image.fromarray(_mosaic(sprite)).save(folder / entry.sprite.image_path)
+            (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
+
+        self._guard(write)
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
@@ -176,6 +271,21 @@ class Logger:
                     RuntimeWarning,
                     stacklevel=4,
                 )
+
+
+def _defined(tag: str) -> None:
+    if tag not in TAGS:
+        raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
+
+
+def _mosaic(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures (B, H, W) side by side in a square, as the projector wants them."""
+    number, height, width = pictures.shape
+    side = math.ceil(number**0.5)
+    padded = np.zeros((side * side, height, width), np.uint8)
+    padded[:number] = pictures
+    rows = padded.reshape(side, side, height, width).swapaxes(1, 2)
+    return rows.reshape(side * height, side * width)
 
 
 class Bar:

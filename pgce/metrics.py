@@ -1,17 +1,37 @@
-"""Numbers to log: functions of a Report. None is computed in the step."""
+"""Numbers to log: functions of a step's reports, or of held-out targets and predictions.
+
+None is computed in the step.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pgce.heads import Head
+from pgce.heads import Head, PolicyHead
 from pgce.trainer import Report, Term
 
-__all__ = ["accuracy", "entropy", "explained_variance", "factors", "summary"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "accuracy",
+    "calibration",
+    "classification",
+    "entropy",
+    "explained_variance",
+    "factors",
+    "multilabel",
+    "regression",
+    "summary",
+]
+
+LOWER_IS_BETTER = {"loss", "log_loss", "brier", "ece", "mse", "mae"}
+"""Metrics whose best value is the smallest; of all others it is the largest."""
 
 
 def factors(report: Report) -> dict[str, float]:
@@ -60,7 +80,8 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
     values = {"objective/loss": sum(report.loss.item() for report in reports.values())}
     values |= factors(next(iter(reports.values())))
     if "policy" in reports:
-        values["train/entropy"] = entropy(reports["policy"], terms["policy"].head)
+        head = terms["policy"].head
+        values["train/entropy"] = entropy(reports["policy"], cast("PolicyHead", head))
     if "value" in reports:
         values["train/value_loss"] = reports["value"].loss.item()
         values["train/explained_variance"] = explained_variance(reports["value"])
@@ -85,7 +106,7 @@ def accuracy(report: Report, head: Head) -> float:
     return _mean((head.mode(report.logits) == target).float())
 
 
-def entropy(report: Report, head: Head) -> float:
+def entropy(report: Report, head: PolicyHead) -> float:
     """Mean entropy H(p) of the batch in nats.
 
     Example:
@@ -116,6 +137,149 @@ def explained_variance(report: Report) -> float:
     spread = report.target.var(unbiased=False).item()
     unexplained = (report.target - report.logits).var(unbiased=False).item()
     return 1 - unexplained / spread if spread else math.nan
+
+
+def classification(target: Tensor, probability: Tensor) -> dict[str, float]:
+    """What is known about a classifier from its probabilities, by scikit-learn.
+
+    Args:
+        target: class ids (B,).
+        probability: (B, K).
+
+    Returns:
+        "accuracy"; "top_5_accuracy" where there are more than five classes; "balanced_accuracy" (mean recall
+        of the classes that occur); "f1_macro"; "roc_auc" (of more than two classes the mean of one against
+        the rest; left out where a class does not occur); "log_loss" in nats; "brier" (mean squared error of
+        the probabilities, added over more than two classes); "ece" (see `calibration`).
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import classification
+        >>> p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+        >>> scores = classification(torch.tensor([0, 1, 1]), p)
+        >>> scores["accuracy"], scores["balanced_accuracy"], scores["ece"]
+        (0.67, 0.75, 0.30)
+
+    References:
+        Brier (1950), Verification of forecasts expressed in terms of probability.
+    """
+    from sklearn import metrics as sk
+
+    y, p = _array(target), _array(probability)
+    p = p / p.sum(1, keepdims=True)  # in float64 the sum of float32 probabilities is not 1
+    classes = np.arange(p.shape[1])
+    guess = p.argmax(1)
+    scores = {"accuracy": sk.accuracy_score(y, guess)}
+    if len(classes) > 5:
+        scores["top_5_accuracy"] = sk.top_k_accuracy_score(y, p, k=5, labels=classes)
+    present = np.unique(y)
+    scores["balanced_accuracy"] = sk.recall_score(y, guess, labels=present, average="macro", zero_division=0)
+    scores["f1_macro"] = sk.f1_score(y, guess, labels=classes, average="macro", zero_division=0)
+    if len(present) == len(classes) > 1:
+        binary = len(classes) == 2
+        scores["roc_auc"] = sk.roc_auc_score(y, p[:, 1] if binary else p, multi_class="ovr", labels=classes)
+    if len(classes) > 1:
+        scores["log_loss"] = sk.log_loss(y, p, labels=classes)
+        scores["brier"] = sk.brier_score_loss(y, p, labels=classes)
+    confidence, correct, count = calibration(target, probability)
+    scores["ece"] = float((count * np.abs(confidence - correct)).sum() / count.sum())
+    return {name: float(score) for name, score in scores.items()}
+
+
+def calibration(
+    target: Tensor, probability: Tensor, bins: int = 15
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Mean confidence, share right, and number of the examples in each bin of confidence that has any.
+
+    The confidence is the probability of the most probable class. The expected calibration error is the mean
+    difference of the first two, weighted by the third.
+
+    Args:
+        target: class ids (B,).
+        probability: (B, K).
+        bins: of equal width on [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import calibration
+        >>> calibration(torch.tensor([0, 0]), torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
+        (array([0.75]), array([0.5]), array([2]))
+
+    References:
+        Guo et al. (2017), On calibration of modern neural networks.
+    """
+    from sklearn.calibration import calibration_curve
+
+    p = _array(probability)
+    confidence, correct = p.max(1).clip(0, 1), p.argmax(1) == _array(target)
+    share, mean = calibration_curve(correct, confidence, n_bins=bins, pos_label=True)
+    # The curve leaves out how many examples a bin has: the same bins, counted.
+    edges = np.linspace(0, 1, bins + 1)
+    count = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=bins)
+    return mean, share, count[count > 0]
+
+
+def multilabel(target: Tensor, probability: Tensor) -> dict[str, float]:
+    """What is known about a classifier of several labels from its probabilities, by scikit-learn.
+
+    Args:
+        target: zeros and ones (B, L).
+        probability: (B, L).
+
+    Returns:
+        "accuracy" (all labels right), "label_accuracy", "f1_macro", and "average_precision" and "roc_auc"
+        (means over labels, left out where a label is always or never there).
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import multilabel
+        >>> multilabel(torch.tensor([[1, 0], [0, 1]]), torch.tensor([[0.9, 0.6], [0.1, 0.8]]))["accuracy"]
+        0.5
+    """
+    from sklearn import metrics as sk
+
+    y, p = _array(target).astype(np.int64), _array(probability)
+    guess = (p > 0.5).astype(np.int64)
+    scores = {
+        "accuracy": sk.accuracy_score(y, guess),
+        "label_accuracy": (y == guess).mean(),
+        "f1_macro": sk.f1_score(y, guess, average="macro", zero_division=0),
+    }
+    if bool((y.min(0) < y.max(0)).all()):
+        scores["average_precision"] = sk.average_precision_score(y, p)
+        scores["roc_auc"] = sk.roc_auc_score(y, p)
+    return {name: float(score) for name, score in scores.items()}
+
+
+def regression(target: Tensor, predicted: Tensor) -> dict[str, float]:
+    """Errors of real-valued predictions, by scikit-learn.
+
+    Args:
+        target: (B,) or (B, D), in its own unit.
+        predicted: the same shape.
+
+    Returns:
+        "mse" and "mae" (means over components), and "r2", the coefficient of determination.
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import regression
+        >>> regression(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 5.0]))["mae"]
+        0.67
+    """
+    from sklearn import metrics as sk
+
+    y, guess = _array(target), _array(predicted)
+    return {
+        "mse": float(sk.mean_squared_error(y, guess)),
+        "mae": float(sk.mean_absolute_error(y, guess)),
+        "r2": float(sk.r2_score(y, guess)) if len(y) > 1 else math.nan,
+    }
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = torch.as_tensor(values).detach().cpu().numpy()
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _mean(value: Tensor) -> float:

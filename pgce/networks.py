@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgce.choices import Activation, check_choice
 
-__all__ = ["ActorCritic", "Value", "WithScale", "mlp"]
+__all__ = ["ActorCritic", "Scaled", "Value", "WithScale", "mlp"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -113,6 +113,35 @@ class Value(nn.Module):
         """The value, (B,)."""
         output: Tensor = self.network(x)
         return self.unit * output.squeeze(-1)
+
+
+class Scaled(nn.Module):
+    """Real-valued outputs in a unit of their own: (B, ...) -> shift + unit · output, (B, D).
+
+    Args:
+        network: (B, ...) -> (B, D).
+        shift: what an output of 0 stands for, (D,).
+        unit: what a difference of 1 stands for, (D,).
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Scaled
+        >>> Scaled(torch.nn.Identity(), torch.tensor([100.0]), torch.tensor([5.0]))(torch.ones(1, 1))
+        tensor([[105.]])
+    """
+
+    shift: Tensor
+    unit: Tensor
+
+    def __init__(self, network: nn.Module, shift: Tensor, unit: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("shift", shift)
+        self.register_buffer("unit", unit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs in the target's unit, (B, D)."""
+        return torch.addcmul(self.shift, self.unit, self.network(x))
 
 
 class ActorCritic(nn.Module):

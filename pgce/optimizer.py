@@ -1,15 +1,16 @@
-"""The optimizer stack: finite check, gradient-norm clipping, learning-rate schedule, the update itself."""
+"""The optimizer stack: precision, finite check, clipping, schedule, the update, the averaged weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgce.choices import OptimizerName, Schedule, check_choice
+from pgce.choices import OptimizerName, Precision, Schedule, check_choice
 
 __all__ = ["Optimizer", "resolve_device"]
 
@@ -38,11 +39,17 @@ class Optimizer:
             ½(1 + cos π · progress). Whoever knows how far training is sets `progress` (0 to 1).
         warmup_steps: the factor also climbs linearly from 1/warmup_steps to 1 over so many steps.
         max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it.
+        precision: of the model's matrix products; parameters, losses and updates stay as they are.
+            "float16" scales the loss so that small gradients survive, and leaves a step out where they
+            overflow.
+        ema_decay: d of an exponential moving average of the parameters, average ← d · average + (1 − d) ·
+            parameters after each update (with d = (1 + n)/(10 + n) while that is smaller); None keeps none.
         options: what torch's optimizer of that name takes (momentum, weight_decay, betas, eps, …).
 
     Attributes:
         progress: share of training done, 0 to 1.
         steps: updates made.
+        skipped: updates left out because a float16 gradient overflowed.
         grad_norm: Euclidean norm of the last gradient before clipping.
 
     Raises:
@@ -72,10 +79,15 @@ class Optimizer:
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         max_grad_norm: float | None = None,
+        precision: Precision = "float32",
+        ema_decay: float | None = None,
         **options: Any,
     ) -> None:
         check_choice("optimizer", name, OptimizerName)
         check_choice("schedule", schedule, Schedule)
+        check_choice("precision", precision, Precision)
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"the decay of averaged weights lies in [0, 1): it is {ema_decay}")
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"the learning rate is positive and finite: it is {learning_rate}")
         if warmup_steps < 0:
@@ -94,8 +106,14 @@ class Optimizer:
         self.base_learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.max_grad_norm = max_grad_norm
+        self.precision = precision
+        self.ema_decay = ema_decay
+        self._average = [] if ema_decay is None else [flat.detach().clone() for flat in self._flat]
+        self._device = self._flat[0].device.type
+        self._scaler = torch.amp.GradScaler(self._device) if precision == "float16" else None
         self.progress = 0.0
         self.steps = 0
+        self.skipped = 0
         self.grad_norm = 0.0
 
     @property
@@ -108,6 +126,35 @@ class Optimizer:
             rate *= 0.5 * (1 + math.cos(math.pi * self.progress))
         return rate * min(1.0, (self.steps + 1) / max(self.warmup_steps, 1))
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model runs: its matrix products are of the stack's precision."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._device, getattr(torch, self.precision))
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to go backward from: itself, unless its gradients would be too small for float16."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters are their moving average; without one, nothing changes."""
+        kept = [flat.detach().clone() for flat in self._flat] if self._average else []
+        self._load(self._average)
+        try:
+            yield
+        finally:
+            self._load(kept)
+
+    def keep_average(self) -> None:
+        """Make the moving average, if there is one, the parameters."""
+        self._load(self._average)
+
+    def _load(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for flat, value in zip(self._flat, values, strict=False):
+                flat.copy_(value)
+
     def step(self) -> None:
         """One update from the gradients that `backward` left, which are then zero again.
 
@@ -115,6 +162,8 @@ class Optimizer:
             FloatingPointError: the gradient is not finite. Parameters and optimizer state are as before.
         """
         self._adopt_gradients()
+        if self._scaler is not None:
+            self._scaler.unscale_(self.torch_optimizer)
         gradients = [flat.grad for flat in self._flat if flat.grad is not None]
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
@@ -122,6 +171,10 @@ class Optimizer:
         if not math.isfinite(self.grad_norm):
             for gradient in gradients:
                 gradient.zero_()
+            if self._scaler is not None and self._scaler.get_scale() >= 2:
+                self._scaler.update()  # halves the scale
+                self.skipped += 1
+                return
             raise FloatingPointError(
                 f"the gradient must be finite: its norm is {self.grad_norm} at update {self.steps}; "
                 "parameters and optimizer are left as they were"
@@ -136,7 +189,13 @@ class Optimizer:
         self.torch_optimizer.step()
         for gradient in gradients:
             gradient.zero_()
+        if self._scaler is not None:
+            self._scaler.update()
         self.steps += 1
+        if self.ema_decay is not None:
+            decay = min(self.ema_decay, (1 + self.steps) / (10 + self.steps))
+            for average, flat in zip(self._average, self._flat, strict=True):
+                average.lerp_(flat.detach(), 1 - decay)
 
     def _adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from numpy.typing import NDArray
     from torch import nn
 
-    from pgce.heads import Head
+    from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Report, Term
@@ -78,7 +78,7 @@ class Agent(Learner):
     stop_at_threshold: bool = True
     """Stop when two evaluations in a row, on different seeds, reach the environment's reward threshold."""
 
-    def terms(self, head: Head) -> dict[str, Term]:
+    def terms(self, head: PolicyHead) -> dict[str, Term]:
         """The objective: term "policy", and what else the learner minimises."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgce.heads import Categorical, Gaussian, Head
+from pgce.heads import Categorical, Gaussian, PolicyHead
 
 __all__ = ["Actions", "Observations", "actions", "observations"]
 
@@ -36,7 +36,7 @@ class Actions(NamedTuple):
         decode: sampled actions (N, ...) -> what the environments' `step` takes.
     """
 
-    head: Head
+    head: PolicyHead
     size: int
     decode: Callable[[Tensor], NDArray[Any]]
 

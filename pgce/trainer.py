@@ -79,6 +79,24 @@ class Batch:
         """How many examples count: rows, or steps of sequences, where the mask is True."""
         return len(self) if self.mask is None else int(self.mask.sum())
 
+    def with_columns(self, **columns: Tensor) -> Batch:
+        """The same examples with further columns.
+
+        Raises:
+            ValueError: the batch has a column of that name, or one has another number of rows.
+        """
+        if taken := columns.keys() & self.columns.keys():
+            raise ValueError(f"the batch has a column {min(taken)!r} already: name yours otherwise")
+        return Batch(self.input, {**self.columns, **columns}, self.mask)
+
+    def split(self, size: int | None) -> Iterator[Batch]:
+        """The batch in pieces of `size` rows, the last of them smaller; None leaves it whole."""
+        if size is None or size >= len(self):
+            yield self
+        else:
+            for index in torch.arange(len(self)).split(size):
+                yield self.rows(index)
+
     def rows(self, index: Tensor) -> Batch:
         """The rows that `index` names, by number (b,) or by boolean (B,)."""
         if isinstance(self.input, dict):
@@ -108,7 +126,11 @@ class Batch:
 
 
 Rule = Callable[[Tensor, Batch], Tensor | None]
-"""(cross_entropy, batch) -> weight, one number an example that counts; sees constants only."""
+"""(cross_entropy, batch) -> weight, one number an example that counts; sees constants only.
+
+The batch has two columns more than the learner gave it: "logits", what the head read, and "y", what it
+scored.
+"""
 
 TargetRule = Callable[[Tensor, Batch], Tensor]
 """(logits, batch) -> target; sees constants only."""
@@ -175,6 +197,9 @@ class Trainer:
             indexes.
         terms: named; their losses add up.
         optimizer: over the model's parameters.
+        micro_batch_size: rows that go through the model at once; None is all. The gradients of the pieces add
+            up to that of the batch, whose update alone is made: less memory, the same step (but for layers
+            that look across a batch, such as batch normalisation).
 
     Example:
         >>> import torch
@@ -189,9 +214,18 @@ class Trainer:
         True
     """
 
-    def __init__(self, model: nn.Module, terms: Mapping[str, Term], optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        terms: Mapping[str, Term],
+        optimizer: Optimizer,
+        micro_batch_size: int | None = None,
+    ) -> None:
         if not terms:
             raise ValueError("an objective has at least one term: terms is empty")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"a piece has at least one row: micro_batch_size is {micro_batch_size}")
+        self.micro_batch_size = micro_batch_size
         self.model = model
         self.terms = dict(terms)
         self.optimizer = optimizer
@@ -202,33 +236,62 @@ class Trainer:
         Raises:
             FloatingPointError: loss or gradient is not finite; the model is left as it was.
         """
-        mask = batch.mask
-        if mask is not None and mask.ndim == 1:  # the model need not see rows that don't count
-            batch, mask = batch.counted(), None
-        outputs = self.model(batch.input)
-        examples = batch.counted()
-        losses: list[Tensor] = []
-        reports: dict[str, Report] = {}
-        for name, term in self.terms.items():
-            logits = outputs if term.output is None else outputs[term.output]
-            if mask is not None:
-                logits = logits[mask]
-            constant = logits.detach()
-            with torch.no_grad():
-                target = _apply(term.target, constant, examples)
-            cross_entropy = term.head.cross_entropy(logits, target)
-            with torch.no_grad():
-                weight = _apply(term.weight, cross_entropy.detach(), examples)
-            loss = term.coefficient * objective(cross_entropy, weight, term.divisor(batch))
-            losses.append(loss)
-            reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
-        sum(losses[1:], losses[0]).backward()
+        if batch.mask is not None and batch.mask.ndim == 1:  # the model need not see rows that don't count
+            batch = batch.counted()
+        divisors = {name: term.divisor(batch) for name, term in self.terms.items()}  # of the whole batch
+        pieces: list[dict[str, Report]] = []
+        for piece in batch.split(self.micro_batch_size):
+            loss, reports = self._objective(piece, divisors)
+            self.optimizer.scaled(loss).backward()
+            pieces.append(reports)
+        if len(pieces) > 1:
+            reports = {name: _joined([piece[name] for piece in pieces], batch) for name in self.terms}
         try:
             self.optimizer.step()
         except FloatingPointError as error:
             found = ", ".join(f"{name} {report.loss.item():g}" for name, report in reports.items())
             raise FloatingPointError(f"{error} (losses: {found})") from None
         return reports
+
+    def _objective(
+        self, batch: Batch, divisors: Mapping[str, Tensor | float]
+    ) -> tuple[Tensor, dict[str, Report]]:
+        """The sum of the terms' losses on a batch, or a piece of one, and what each term saw."""
+        with self.optimizer.autocast():
+            outputs = self.model(batch.input)
+        examples = batch.counted()
+        losses: list[Tensor] = []
+        reports: dict[str, Report] = {}
+        for name, term in self.terms.items():
+            logits = outputs if term.output is None else outputs[term.output]
+            if batch.mask is not None:
+                logits = logits[batch.mask]
+            constant = logits.detach()
+            with torch.no_grad():
+                target = _apply(term.target, constant, examples)
+            cross_entropy = term.head.cross_entropy(logits, target)
+            seen = examples
+            if callable(term.weight) and term.weight is not one:
+                seen = examples.with_columns(logits=constant, y=target)
+            with torch.no_grad():
+                weight = _apply(term.weight, cross_entropy.detach(), seen)
+            loss = term.coefficient * objective(cross_entropy, weight, divisors[name])
+            losses.append(loss)
+            reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
+        return sum(losses[1:], losses[0]), reports
+
+
+def _joined(pieces: list[Report], batch: Batch) -> Report:
+    """One report of the whole batch from those of its pieces."""
+    weights = [piece.weight for piece in pieces]
+    return Report(
+        torch.cat([piece.logits for piece in pieces]),
+        torch.cat([piece.target for piece in pieces]),
+        torch.cat([piece.cross_entropy for piece in pieces]),
+        None if weights[0] is None else torch.cat([w for w in weights if w is not None]),
+        torch.stack([piece.loss for piece in pieces]).sum(),
+        batch.counted(),
+    )
 
 
 Value = TypeVar("Value", Tensor, Tensor | None)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pgce
-from pgce.estimators import as_batch
+from pgce.data import as_batch
 from pgce.heads import Bernoulli, Gaussian
 
 DOUBLE = torch.float64

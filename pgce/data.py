@@ -1,0 +1,135 @@
+"""Data sets of every kind as batches: arrays, tensors, torch's Dataset and DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from pgce.trainer import Batch
+
+__all__ = ["Array", "Data", "as_batch", "as_source", "as_tensor", "pieces"]
+
+Array = Tensor | NDArray[Any]
+Data = (
+    Batch
+    | Mapping[str, Array]
+    | tuple[Array, Array]
+    | tuple[Array, Array, Array]
+    | Dataset[Any]
+    | DataLoader[Any]
+)
+"""(inputs, targets) or (inputs, targets, sample_weight); a mapping with "input" and columns; a `Batch`; or
+torch's Dataset or DataLoader of such tuples or mappings."""
+
+_COLUMNS = ("input", "target", "sample_weight")
+
+
+def as_tensor(array: Array) -> Tensor:
+    """A tensor as it is; an array as a tensor, float64 as float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.data import as_tensor
+        >>> as_tensor(np.zeros(2)).dtype
+        torch.float32
+    """
+    if isinstance(array, Tensor):
+        return array
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"data are numbers: the array has dtype {values.dtype}")
+    return torch.as_tensor(values.astype(np.float32) if values.dtype == np.float64 else values)
+
+
+def as_batch(data: Any, device: torch.device | None = None) -> Batch:
+    """Examples in memory as one batch with columns "target" and, where given, "sample_weight", on `device`.
+
+    Args:
+        data: any `Data` but a loader. Float64 arrays become float32; float64 tensors stay.
+        device: None is the CPU.
+
+    Raises:
+        ValueError: no example, or different numbers of them.
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.data import as_batch
+        >>> as_batch((np.zeros((5, 3)), np.arange(5)))["target"]
+        tensor([0, 1, 2, 3, 4])
+    """
+    device = device or torch.device("cpu")
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Sequence):
+        if len(data) not in (2, 3):
+            raise ValueError(
+                f"data are (inputs, targets) or (inputs, targets, sample_weight): there are {len(data)}"
+            )
+        data = dict(zip(_COLUMNS, data, strict=False))
+    if isinstance(data, Mapping):
+        if "input" not in data:
+            raise ValueError(f'data by name have an "input": there are {", ".join(map(repr, data))}')
+        columns = {name: as_tensor(array) for name, array in data.items()}
+        data = Batch(columns.pop("input"), columns)
+    if not isinstance(data, Batch):
+        raise TypeError(
+            f"data are arrays, a Batch, a Dataset or a DataLoader: they are {type(data).__name__}"
+        )
+    if len(data) == 0:
+        raise ValueError("a data set has at least one example: this one has none")
+    if data.count == 0:
+        raise ValueError(f"a data set has at least one example that counts: all {len(data)} are masked")
+    moved = (
+        {name: value.to(device) for name, value in data.input.items()}
+        if isinstance(data.input, dict)
+        else data.input.to(device)
+    )
+    columns = {name: column.to(device) for name, column in data.columns.items()}
+    return Batch(moved, columns, None if data.mask is None else data.mask.to(device))
+
+
+def as_source(
+    data: Data, device: torch.device, batch_size: int, generator: torch.Generator | None = None
+) -> Batch | DataLoader[Any]:
+    """The whole data set on `device` where it lies in memory, else a loader of its batches.
+
+    Args:
+        data: of any kind.
+        device: of data in memory; a loader's batches are moved one by one.
+        batch_size: of a Dataset's batches; a DataLoader has its own.
+        generator: shuffles a Dataset; None leaves it in order.
+
+    Example:
+        >>> import torch
+        >>> from pgce.data import as_source
+        >>> len(as_source((torch.eye(3), torch.arange(3)), torch.device("cpu"), batch_size=2))
+        3
+    """
+    if isinstance(data, DataLoader):
+        return data
+    if isinstance(data, Dataset) and not isinstance(data, TensorDataset):
+        return DataLoader(data, batch_size, shuffle=generator is not None, generator=generator)
+    return as_batch(data, device).counted()
+
+
+def pieces(source: Batch | DataLoader[Any], device: torch.device, size: int) -> Iterator[Batch]:
+    """The data in order, in batches on `device` of at most `size` examples (a loader's are its own).
+
+    Example:
+        >>> import torch
+        >>> from pgce.data import as_batch, pieces
+        >>> batch = as_batch((torch.eye(3), torch.arange(3)))
+        >>> [len(piece) for piece in pieces(batch, torch.device("cpu"), size=2)]
+        [2, 1]
+    """
+    if isinstance(source, Batch):
+        yield from source.split(size)
+    else:
+        for item in source:
+            yield as_batch(item, device).counted()

@@ -1,0 +1,500 @@
+"""Train, evaluate and apply any model on a data set, for those who have data rather than an environment."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pgce.choices import OptimizerName, Precision, Schedule
+from pgce.data import Array, Data, as_source, as_tensor, pieces
+from pgce.heads import Categorical, Head, plain
+from pgce.logger import Logger
+from pgce.metrics import LOWER_IS_BETTER, accuracy, factors
+from pgce.objective import objective, weighted
+from pgce.optimizer import Optimizer, resolve_device
+from pgce.samplers import balanced, shuffled
+from pgce.samplers import weighted as weighted_sampler
+from pgce.trainer import Batch, Report, Rule, TargetRule, Term, Trainer, train
+from pgce.weights import Product, one, per_class
+
+__all__ = ["History", "evaluate", "fit", "predict", "predict_proba"]
+
+Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
+"""(target, the head's mean) -> numbers by name, such as `metrics.classification`."""
+
+
+@dataclass
+class History:
+    """What `fit` measured, a row an epoch.
+
+    Attributes:
+        epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
+            training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples),
+            "learning_rate" and "grad_norm" of its last step, and with validation data "val_loss", of a
+            classifier "val_accuracy", and what `metrics` gives.
+        best_epoch: the epoch whose weights were kept, with `patience`.
+        stopped: why training ended: "epochs", "patience" or "after".
+
+    Example:
+        >>> from pgce.fitting import History
+        >>> History([{"epoch": 1.0, "loss": 0.5}, {"epoch": 2.0, "loss": 0.25}])["loss"]
+        [0.5, 0.25]
+    """
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped: str = "epochs"
+
+    def __getitem__(self, name: str) -> list[float]:
+        """One column, an entry an epoch."""
+        return [row[name] for row in self.epochs]
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    *,
+    head: Head | None = None,
+    target: str | TargetRule = "target",
+    weight: str | Rule = one,
+    terms: Mapping[str, Term] | None = None,
+    sampler: Callable[[Batch, torch.Generator], Tensor] = shuffled,
+    augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
+    validation: Data | None = None,
+    metrics: Metrics | None = None,
+    patience: int | None = None,
+    monitor: str = "val_loss",
+    epochs: int = 20,
+    batch_size: int = 128,
+    micro_batch_size: int | None = None,
+    optimizer: OptimizerName | Optimizer = "adam",
+    learning_rate: float = 1e-3,
+    schedule: Schedule = "constant",
+    warmup_steps: int = 0,
+    max_grad_norm: float | None = None,
+    precision: Precision = "float32",
+    ema_decay: float | None = None,
+    compile: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    log: Logger | str | Path | None = None,
+    after: Callable[[dict[str, float], Report], bool | None] | None = None,
+    **options: Any,
+) -> History:
+    """Train `model` in place by weighted cross-entropy; every epoch sees each example once, in random order.
+
+    Args:
+        model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
+        data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a Dataset or a
+            DataLoader of such; or a `Batch`. What lies in memory moves to the device as a whole.
+        head: what the logits mean; None is `Categorical()`.
+        target: the column with y, or a rule (logits, batch) -> y.
+        weight: the column with w ("sample_weight", say), or a rule (cross_entropy, batch) -> w.
+        terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
+            the first.
+        sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
+        augment: (inputs, targets, generator) -> both changed, such as `targets.mixup`; before each step.
+        validation: held-out data, evaluated after every epoch, with the averaged weights if there are any.
+        metrics: further numbers of the validation data, such as `pgce.metrics.classification`.
+        patience: epochs without a better `monitor` after which training stops. The best weights are kept.
+        monitor: the column of the history to watch.
+        epochs: passes over the data.
+        batch_size: examples a step; the last batch of an epoch may be smaller.
+        micro_batch_size: examples that go through the model at once, if fewer than a batch (less memory).
+        optimizer: by name, as the next seven: see `pgce.optimizer.Optimizer`. Or an optimizer stack, which
+            goes on from its state.
+        learning_rate: step size.
+        schedule: of the learning rate over all epochs.
+        warmup_steps: updates until the learning rate is whole.
+        max_grad_norm: limit of the gradient's norm, or None.
+        precision: "bfloat16" or "float16" of the matrix products.
+        ema_decay: of the moving average of the parameters; the average is what is kept.
+        compile: run the model through torch's compiler (some seconds at the first step).
+        seed: of the order of examples, of augmentation and of dropout.
+        device: "auto", "cpu", "cuda", "mps".
+        log: folder to write TensorBoard events into, or a logger.
+        after: called after every epoch with its row of the history and its last report; True ends training.
+        options: what torch's optimizer of that name takes.
+
+    Returns:
+        The history of training.
+
+    Raises:
+        ValueError: data that don't fit each other, the model or the head; found before the first step.
+        FloatingPointError: loss or gradient stopped being finite; the model is as before that step.
+
+    Example:
+        >>> import torch, pgce
+        >>> _ = torch.manual_seed(0)
+        >>> inputs, labels = torch.randn(200, 2), torch.arange(200) % 2
+        >>> inputs[:, 0] += 6.0 * labels
+        >>> model = pgce.networks.mlp(2, 2)
+        >>> history = pgce.fit(model, (inputs, labels), epochs=20, learning_rate=0.01, device="cpu")
+        >>> pgce.evaluate(model, (inputs, labels))["accuracy"] > 0.98
+        True
+        >>> history["loss"][-1] < history["loss"][0]
+        True
+    """
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(
+            f"epochs and batch size are at least 1: epochs is {epochs}, batch_size is {batch_size}"
+        )
+    if patience is not None and (validation is None or patience < 1):
+        raise ValueError(
+            f"patience is at least 1 epoch and needs validation data: it is {patience}, "
+            f"validation is {'missing' if validation is None else 'given'}"
+        )
+    if terms is None:
+        terms = {"label": Term(Categorical() if head is None else head, target, weight)}
+    elif head is not None or target != "target" or weight is not one:
+        raise ValueError("head, target and weight are those of the terms: give one or the other")
+    name, main = next(iter(terms.items()))
+    _warn_of_double_correction(sampler, main.weight)
+    place = resolve_device(device)
+    model.to(place)
+    generator = torch.Generator().manual_seed(seed)
+    source = as_source(data, place, batch_size, generator)
+    held_out = None if validation is None else as_source(validation, place, batch_size)
+    if isinstance(optimizer, Optimizer):
+        stack = optimizer
+    else:
+        stack = Optimizer(
+            model.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            max_grad_norm=max_grad_norm,
+            precision=precision,
+            ema_decay=ema_decay,
+            **options,
+        )
+    trainer = Trainer(model, terms, stack, micro_batch_size)
+    _check(model, terms, source, place, "data")
+    if held_out is not None:
+        _check(model, {name: Term(main.head, output=main.output)}, held_out, place, "validation")
+        if patience is not None:
+            scores = evaluate(model, held_out, head=main.head, output=main.output, metrics=metrics)
+            known = {"loss", *(f"val_{key}" for key in scores)}
+            if monitor not in known:
+                raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
+    if compile:
+        model.compile()
+    history = History()
+    clock = _Clock()
+    losses: list[Tensor] = []
+    sizes: list[int] = []
+    seen = 0
+    best: dict[str, Tensor] = {}
+
+    def epoch(n: int) -> Iterator[Batch]:
+        losses.clear()
+        sizes.clear()
+        model.train()
+        if isinstance(source, Batch):
+            index = sampler(source, generator).to(place)
+            parts: float = -(-len(index) // batch_size)
+            batches: Iterator[Batch] = (source.rows(rows) for rows in index.split(batch_size))
+        else:
+            batches = pieces(source, place, batch_size)
+            parts = _length(source)
+        for i, batch in enumerate(batches):
+            stack.progress = min((n + i / parts) / epochs, 1.0)
+            yield batch if augment is None else _augmented(batch, augment, generator)
+
+    def record(reports: dict[str, Report]) -> bool:
+        size = len(reports[name].batch)
+        loss = reports[name].loss
+        for other in list(reports.values())[1:]:
+            loss = loss + other.loss
+        losses.append(loss * size)
+        sizes.append(size)
+        return False
+
+    def finish(n: int, reports: dict[str, Report]) -> bool | None:
+        nonlocal seen
+        seen += sum(sizes)
+        loss = (torch.stack(losses).sum() / sum(sizes)).item()  # waits for the device: the epoch is over
+        row = {
+            "epoch": n + 1.0,
+            "examples": float(seen),
+            "steps": float(stack.steps),
+            "seconds": clock.stop(),
+            "loss": loss,
+            "learning_rate": stack.learning_rate,
+            "grad_norm": stack.grad_norm,
+        }
+        stop: bool | None = False
+        with stack.averaged():
+            if held_out is not None:
+                scores = evaluate(model, held_out, head=main.head, output=main.output, metrics=metrics)
+                row |= {f"val_{k}": v for k, v in scores.items()}
+            history.epochs.append(row)
+            if patience is not None:
+                if _best(history[monitor], monitor) == n:
+                    history.best_epoch = n + 1
+                    best.update({k: v.detach().clone() for k, v in model.state_dict().items()})
+                elif n + 1 - (history.best_epoch or 0) >= patience:
+                    history.stopped, stop = "patience", True
+            if logger is not None:
+                _log(logger, row, reports[name], main.head, epochs)
+            if after is not None and after(row, reports[name]):
+                history.stopped, stop = "after", True
+        clock.start()
+        return stop
+
+    logger = Logger(Path(log)) if isinstance(log, (str, Path)) else log
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)
+        clock.start()
+        train(trainer, map(epoch, range(epochs)), stop=record, after=finish)
+    if best:
+        model.load_state_dict(best)
+    else:
+        stack.keep_average()
+    if logger is not None and logger is not log:
+        logger.close()
+    return history
+
+
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    head: Head | None = None,
+    output: str | int | None = None,
+    metrics: Metrics | None = None,
+    batch_size: int = 4096,
+) -> dict[str, float]:
+    """Mean cross-entropy "loss" in nats, of a classifier with class ids "accuracy", and what `metrics` gives.
+
+    Args:
+        model: in evaluation mode for the time of the call.
+        data: as `fit` takes it.
+        head: what the logits mean; None is `Categorical()`.
+        output: key of the model's output to read; None where it has only one.
+        metrics: (target, the head's mean) -> numbers, such as `pgce.metrics.classification`.
+        batch_size: examples that go through the model at once.
+
+    Example:
+        >>> import torch, pgce
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> pgce.evaluate(model, (torch.eye(2), torch.tensor([0, 0])))["accuracy"]
+        0.5
+    """
+    head = Categorical() if head is None else head
+    logits, target = _outputs(model, data, output, batch_size)
+    loss = objective(head.cross_entropy(logits, target), None, len(target))
+    scores = {"loss": loss.item()}
+    if isinstance(plain(head), Categorical) and not target.is_floating_point():
+        scores["accuracy"] = (head.mode(logits) == target).double().mean().item()
+    return scores if metrics is None else {**scores, **metrics(target, head.mean(logits))}
+
+
+def predict(
+    model: nn.Module,
+    inputs: Array | Data,
+    *,
+    head: Head | None = None,
+    output: str | int | None = None,
+    batch_size: int = 4096,
+) -> Tensor:
+    """The head's most probable outcome for each input, on the CPU: class ids of a classifier.
+
+    Args:
+        model: in evaluation mode for the time of the call.
+        inputs: an array or tensor (B, ...); or data as `fit` takes it.
+        head: what the logits mean; None is `Categorical()`.
+        output: key of the model's output to read; None where it has only one.
+        batch_size: examples that go through the model at once.
+
+    Example:
+        >>> import torch, pgce
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> pgce.predict(model, torch.eye(2))
+        tensor([0, 1])
+    """
+    head = Categorical() if head is None else head
+    return head.mode(_outputs(model, _only(inputs), output, batch_size)[0]).cpu()
+
+
+def predict_proba(
+    model: nn.Module,
+    inputs: Array | Data,
+    *,
+    head: Head | None = None,
+    output: str | int | None = None,
+    batch_size: int = 4096,
+) -> Tensor:
+    """The head's mean for each input, on the CPU: probabilities (B, K) of a classifier.
+
+    Args:
+        model: as the other arguments, those of `predict`.
+        inputs: an array or tensor (B, ...); or data as `fit` takes it.
+        head: what the logits mean; None is `Categorical()`.
+        output: key of the model's output to read; None where it has only one.
+        batch_size: examples that go through the model at once.
+
+    Example:
+        >>> import torch, pgce
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> pgce.predict_proba(model, torch.eye(2))
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
+    head = Categorical() if head is None else head
+    return head.mean(_outputs(model, _only(inputs), output, batch_size)[0]).cpu()
+
+
+def _only(inputs: Array | Data) -> Data:
+    return Batch(as_tensor(inputs), {}) if isinstance(inputs, (Tensor, np.ndarray)) else inputs
+
+
+def _outputs(
+    model: nn.Module, data: Data, output: str | int | None, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Logits and, where there are any, targets of all examples, in evaluation mode and without gradient."""
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    training = model.training
+    model.eval()
+    logits: list[Tensor] = []
+    targets: list[Tensor] = []
+    try:
+        with torch.no_grad():
+            for batch in pieces(as_source(data, place, batch_size), place, batch_size):
+                outputs = model(batch.input)
+                logits.append(outputs if output is None else outputs[output])
+                targets.append(batch.columns.get("target", torch.empty(0)))
+    finally:
+        model.train(training)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _check(
+    model: nn.Module,
+    terms: Mapping[str, Term],
+    source: Batch | DataLoader[Any],
+    place: torch.device,
+    name: str,
+) -> None:
+    """One row through model, heads and rules, and all values in memory: errors before the first step."""
+    batch = source if isinstance(source, Batch) else next(pieces(source, place, 1))
+    inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]
+    for values in (*inputs, *batch.columns.values()):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name}: inputs, targets and weights are finite: one holds NaN or infinity")
+    expected = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for values in inputs:
+        if values.is_floating_point() and len(expected) == 1 and values.dtype not in expected:
+            raise ValueError(
+                f"{name}: inputs and model are of one dtype: inputs are {values.dtype}, "
+                f"the model is {expected.pop()}"
+            )
+    row = batch.rows(torch.arange(1))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(row.input)
+            for term in terms.values():
+                logits = outputs if term.output is None else outputs[term.output]
+                y = row[term.target] if isinstance(term.target, str) else term.target(logits, row)
+                term.head.check(logits, batch[term.target] if isinstance(term.target, str) else y)
+                cross_entropy = term.head.cross_entropy(logits, y)
+                rule = term.weight
+                seen = row.with_columns(logits=logits, y=y)
+                weighted(cross_entropy, seen[rule] if isinstance(rule, str) else rule(cross_entropy, seen))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(values.shape)) for values in inputs)
+        raise ValueError(f"{name}: the model does not take inputs of shape {shapes}: {error}") from error
+    finally:
+        model.train(training)
+
+
+def _warn_of_double_correction(sampler: object, weight: str | Rule) -> None:
+    """Sampling and weighting by the same thing correct it twice."""
+    rules = weight.rules if isinstance(weight, Product) else (weight,)
+    names = [getattr(rule, "func", rule) for rule in rules]
+    drawn = getattr(sampler, "func", sampler)
+    if (drawn is balanced and per_class in names) or (
+        drawn is weighted_sampler and getattr(sampler, "keywords", {}).get("weight", "sample_weight") in names
+    ):
+        warnings.warn(
+            "examples are sampled and weighted by the same thing, which corrects it twice: "
+            "leave out the sampler or the weight",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _augmented(
+    batch: Batch,
+    augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
+    generator: torch.Generator,
+) -> Batch:
+    if isinstance(batch.input, dict):
+        raise ValueError("augmentation takes inputs that are one tensor: they are a dict")
+    inputs, target = augment(batch.input, batch["target"], generator)
+    return Batch(inputs, {**batch.columns, "target": target}, batch.mask)
+
+
+def _best(values: list[float], name: str) -> int:
+    """Where the best value stands, the first of equals."""
+    sign = 1 if name.removeprefix("val_") in LOWER_IS_BETTER else -1
+    return min(range(len(values)), key=lambda i: sign * values[i])
+
+
+def _length(loader: DataLoader[Any]) -> float:
+    try:
+        return len(loader)
+    except TypeError:  # of a stream
+        return math.inf
+
+
+class _Clock:
+    """Seconds between `start` and `stop`, added up."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> float:
+        self._seconds += time.perf_counter() - self._since
+        return self._seconds
+
+
+def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head, epochs: int) -> None:
+    """Write an epoch: its numbers at most 500 times a run, its histograms 20 times."""
+    n, step = int(row["epoch"]), int(row["examples"])
+    if n % -(-epochs // 500) == 0 or n == 1:
+        values = {
+            **factors(report),
+            **{f"eval/{key[4:]}": value for key, value in row.items() if key.startswith("val_")},
+            "objective/loss": row["loss"],
+            "train/learning_rate": row["learning_rate"],
+            "train/grad_norm": row["grad_norm"],
+            "time/fps": row["examples"] / row["seconds"],
+            "time/epoch": row["epoch"],
+        }
+        if isinstance(plain(head), Categorical):
+            values["train/accuracy"] = accuracy(report, head)
+        logger.scalars(step, values)
+    if n % -(-epochs // 20) == 0 or n == 1:
+        logger.distributions(step, report)

@@ -1,0 +1,130 @@
+"""Pictures of a classifier's predictions, as arrays (H, W, 3) of bytes: for TensorBoard, or to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgce.metrics import calibration
+
+__all__ = ["confidently_wrong", "confusion_matrix", "reliability_diagram"]
+
+Picture = NDArray[np.uint8]
+
+
+def confusion_matrix(target: Tensor, probability: Tensor, names: Sequence[str]) -> Picture:
+    """How often each class (rows) was taken for each class (columns), in numbers and shares of the row.
+
+    Args:
+        target: class ids (B,).
+        probability: (B, K).
+        names: of the classes, K.
+
+    Example:
+        >>> import torch
+        >>> from pgce.pictures import confusion_matrix
+        >>> confusion_matrix(torch.tensor([0, 1]), torch.eye(2), ["cat", "dog"]).shape
+        (400, 440, 3)
+    """
+    from sklearn import metrics
+
+    ids = np.arange(len(names))
+    numbers = metrics.confusion_matrix(target.cpu(), probability.argmax(1).cpu(), labels=ids)
+    share = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)
+    side = max(4.0, 0.45 * len(names) + 1.5)
+    figure = Figure(figsize=(1.1 * side, side), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="share of each label's examples")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(ids, names, rotation=45 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(ids, names)
+    if len(names) <= 30:
+        for row, column in zip(*numbers.nonzero(), strict=True):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(numbers[row, column]), ha="center", va="center", color=colour)
+    return _drawn(figure)
+
+
+def reliability_diagram(target: Tensor, probability: Tensor) -> Picture:
+    """The share right against the confidence: on the diagonal, a classifier that is 80 % sure is right 80 %.
+
+    Args:
+        target: class ids (B,).
+        probability: (B, K).
+
+    Example:
+        >>> import torch
+        >>> from pgce.pictures import reliability_diagram
+        >>> reliability_diagram(torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.7, 0.3]])).shape
+        (450, 450, 3)
+
+    References:
+        Guo et al. (2017), On calibration of modern neural networks.
+    """
+    confidence, correct, number = calibration(target, probability)
+    error = (number * abs(confidence - correct)).sum() / number.sum()
+    figure = Figure(figsize=(4.5, 4.5), dpi=100, layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    upper.plot(confidence, correct, marker="o")
+    upper.set(ylabel="share right", ylim=(-0.02, 1.02), title=f"expected calibration error {error:.3f}")
+    lower.bar(confidence, number / number.sum(), width=0.05)
+    lower.set(xlabel="confidence", ylabel="share", xlim=(0, 1.02))
+    return _drawn(figure)
+
+
+def confidently_wrong(
+    images: NDArray[Any], target: Tensor, probability: Tensor, names: Sequence[str], most: int = 16
+) -> Picture | None:
+    """The wrong examples of which the classifier is surest, each with its label and what it was taken for.
+
+    Args:
+        images: (B, H, W), (B, 1, H, W) or (B, 3, H, W).
+        target: class ids (B,).
+        probability: (B, K).
+        names: of the classes, K.
+        most: how many to show.
+
+    Returns:
+        The picture; None where every example is right.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from pgce.pictures import confidently_wrong
+        >>> images, p = np.zeros((2, 8, 8)), torch.tensor([[0.9, 0.1], [0.7, 0.3]])
+        >>> confidently_wrong(images, torch.tensor([0, 1]), p, ["cat", "dog"]).shape
+        (170, 150, 3)
+        >>> confidently_wrong(images, torch.tensor([0, 0]), p, ["cat", "dog"]) is None
+        True
+    """
+    confidence, guess = (values.cpu().numpy() for values in probability.max(1))
+    label = target.cpu().numpy()
+    wrong = np.flatnonzero(guess != label)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    if not len(wrong):
+        return None
+    columns = min(4, len(wrong))
+    rows = math.ceil(len(wrong) / columns)
+    figure = Figure(figsize=(1.5 * columns, 1.7 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, i in zip(axes, wrong, strict=False):
+        image = np.moveaxis(images[i], 0, -1).squeeze() if images.ndim == 4 else images[i]
+        low, high = image.min(), image.max()
+        axis.imshow((image - low) / ((high - low) or 1), cmap="gray")
+        title = f"{names[label[i]]} taken for {names[guess[i]]}\n{confidence[i]:.1%} sure"
+        axis.set_title(title, fontsize=7)
+    return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> Picture:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

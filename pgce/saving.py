@@ -1,0 +1,150 @@
+"""Estimators on disk: settings as JSON, the network as safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pgce import weights
+from pgce.checkpoint import load_tensors, save_tensors, write_file
+from pgce.estimators import Classifier, Regressor
+
+__all__ = ["load", "save"]
+
+_CLASSES = {"Classifier": Classifier, "Regressor": Regressor}
+_MODEL, _SETTINGS = "model.safetensors", "estimator.json"
+
+
+def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
+    """Write a trained estimator into a folder, as estimator.json and model.safetensors.
+
+    A network of one's own is given again at loading. Settings that only training reads and that JSON cannot
+    hold (a rule or a teacher of one's own, a log) are left out, with a warning.
+
+    Args:
+        estimator: trained.
+        folder: made if it is not there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NotFittedError: the estimator is not trained.
+        TypeError: it is no estimator of pgce.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> classifier = pgce.Classifier(epochs=2, random_state=0).fit(X, y)
+        >>> folder = pgce.save(classifier, tempfile.mkdtemp())
+        >>> bool((pgce.load(folder).predict(X) == classifier.predict(X)).all())
+        True
+    """
+    name = type(estimator).__name__
+    if _CLASSES.get(name) is not type(estimator):
+        raise TypeError(f"what is saved is a pgce.Classifier or pgce.Regressor: it is {name}")
+    fitted = estimator.fitted_state()
+    parameters: dict[str, Any] = {}
+    left_out = []
+    for key, value in estimator.get_params(deep=False).items():
+        try:
+            parameters[key] = _to_json(value)
+        except TypeError:
+            parameters[key] = None
+            if key != "module":
+                left_out.append(key)
+    if left_out:
+        warnings.warn(
+            f"settings that JSON cannot hold are left out, {', '.join(left_out)}: the loaded {name} predicts "
+            "the same, and has None there",
+            UserWarning,
+            stacklevel=2,
+        )
+    content = {
+        "pgce": name,
+        "parameters": parameters,
+        "own_module": estimator.module is not None,
+        "fitted": _to_json(fitted),
+    }
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_tensors(path / _MODEL, estimator.module_.state_dict())
+    write_file(path / _SETTINGS, (json.dumps(content, indent=2) + "\n").encode())
+    return path
+
+
+def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier | Regressor:
+    """The estimator that `save` wrote.
+
+    Args:
+        folder: with estimator.json and model.safetensors.
+        module: a network like the one that was trained, where that was one's own.
+
+    Raises:
+        FileNotFoundError: the folder holds no estimator.
+        ValueError: a network of one's own was trained and is not given, or a file is damaged.
+
+    Example:
+        See `save`.
+    """
+    path = Path(folder)
+    try:
+        content = json.loads((path / _SETTINGS).read_bytes())
+        cls = _CLASSES[content["pgce"]]
+        estimator = cls(**{key: _from_json(value) for key, value in content["parameters"].items()})
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / _SETTINGS} is damaged: {error!r}") from error
+    if content["own_module"] and module is None:
+        raise ValueError(f"{path} was trained with a network of its own: give one like it as module=")
+    estimator.module = module
+    estimator.restore(_from_json(content["fitted"]), load_tensors(path / _MODEL))
+    return estimator
+
+
+def _to_json(value: Any) -> Any:
+    """The value in JSON's types; a TypeError where it has none."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return {"array": _to_json(value.tolist()), "dtype": str(value.dtype)}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_json(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"mapping": [[_to_json(key), _to_json(item)] for key, item in value.items()]}
+    function, keywords = getattr(value, "func", value), getattr(value, "keywords", {})
+    name = getattr(function, "__name__", "")
+    if name in weights.__all__ and getattr(weights, name) is function and not getattr(value, "args", ()):
+        return {"rule": name, "keywords": _to_json(keywords)}
+    raise TypeError(f"JSON has no {type(value).__name__}")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return np.asarray(value["array"], dtype=np.dtype(value["dtype"]))
+    if "tuple" in value:
+        return tuple(_from_json(item) for item in value["tuple"])
+    if "mapping" in value:
+        return {_from_json(key): _from_json(item) for key, item in value["mapping"]}
+    if value["rule"] not in weights.__all__:
+        raise KeyError(value["rule"])
+    keywords = _from_json(value["keywords"])
+    rule = getattr(weights, value["rule"])
+    return partial(rule, **keywords) if keywords else rule
