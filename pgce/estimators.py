@@ -18,9 +18,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from pgce import heads, samplers, targets, weights
+from pgce import dashboards, heads, metrics, samplers, targets, weights
 from pgce.choices import Activation, OptimizerName, Schedule, check_choice
-from pgce.fitting import History, fit, predict_proba
+from pgce.fitting import History, evaluate, fit, predict_proba
+from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
 from pgce.optimizer import Optimizer, resolve_device
 from pgce.recipes import (
@@ -323,8 +324,58 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """The probability of each class, (B, K); of each label to be 1, (B, L), of several labels."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
-        head = heads.Bernoulli() if self.multilabel_ else heads.Categorical()
-        return np.asarray(predict_proba(self.module_, self._tensor(X), head=head).numpy())
+        return np.asarray(predict_proba(self.module_, self._tensor(X), head=self._head()).numpy())
+
+    def evaluate(self, X: Any, y: Any) -> dict[str, float]:
+        """The mean cross-entropy "loss" in nats, and what `pgce.metrics` knows of such targets.
+
+        Args:
+            X: inputs (B, D).
+            y: as `fit` takes it; of distributions only the loss is told.
+        """
+        batch = self._held_out(X, y)
+        measure: Any = metrics.multilabel if self.multilabel_ else metrics.classification
+        if batch["target"].is_floating_point():
+            measure = None
+        return evaluate(self.module_, batch, head=self._head(), metrics=measure)
+
+    def dashboard(
+        self,
+        logger: Logger,
+        step: int,
+        X: Any,
+        y: Any,
+        class_names: Sequence[str] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Write what predictions look like: see `pgce.dashboards.classifier`.
+
+        Args:
+            logger: to write with.
+            step: the x-axis.
+            X: inputs (B, D), held out.
+            y: labels (B,), or several (B, L).
+            class_names: None is `classes_`.
+            image_shape: of an input that is an image.
+        """
+        names = list(map(str, self.classes_)) if class_names is None else class_names
+        dashboards.classifier(
+            logger,
+            step,
+            self.module_,
+            self._held_out(X, y),
+            self._head(),
+            class_names=names,
+            image_shape=image_shape,
+        )
+
+    def _held_out(self, X: Any, y: Any) -> Batch:
+        check_is_fitted(self)
+        X, y = self._checked(X, y, reset=False)
+        return Batch(self._tensor(X), {"target": self._labels(y, None, known=True)})
+
+    def _head(self) -> heads.Head:
+        return heads.Bernoulli() if self.multilabel_ else heads.Categorical()
 
     def _goes_on(self) -> bool:
         return bool(self.warm_start) and hasattr(self, "module_")
@@ -436,7 +487,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         check_choice("correction", self.correction, Correction)
         if self.sampler not in _SAMPLERS:
             raise ValueError(f"sampler is None, 'balanced' or 'weighted': it is {self.sampler!r}")
-        given = {name for name in _OF_ONE_LABEL if getattr(self, name) not in (None, 0)}
+        given = {name for name in _OF_ONE_LABEL if not _is_off(getattr(self, name))}
         several = [name for name in ("asymmetric", "pos_weight") if getattr(self, name) is not None]
         mixing = [name for name in ("mixup", "cutmix") if getattr(self, name)]
         of_ids = sorted(given & {"soft_labels", "confidence", "redraw"})
@@ -662,6 +713,21 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         values = predict_proba(self.module_, self._tensor(X), head=self._head).numpy()
         return np.asarray(values[:, 0] if self._flat else values)
 
+    def evaluate(self, X: Any, y: Any) -> dict[str, float]:
+        """The mean cross-entropy "loss" in nats, and "mse", "mae" and "r2" in the target's own unit.
+
+        Args:
+            X: inputs (B, ...).
+            y: targets (B,) or (B, D).
+        """
+        check_is_fitted(self)
+        X, y = self._checked(X, y, reset=False)
+        target = torch.as_tensor(np.asarray(y, np.float64))
+        scores = metrics.regression(target, torch.as_tensor(self.predict(X)))
+        inputs = self._tensor(X)
+        scaled = self._in_units(target.reshape(len(target), -1)).to(inputs.dtype)
+        return {**evaluate(self._trained(), (inputs, scaled), head=self._head), **scores}
+
     @property
     def _head(self) -> heads.Head:
         if self.quantile is not None or self.distribution == "laplace":
@@ -766,6 +832,10 @@ _OF_ONE_LABEL = (
     "class_weight",
     "teacher",
 )
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
 
 
 def _positive(share: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def fit(
     compile: bool = False,
     seed: int = 0,
     device: str = "auto",
-    log: Logger | str | Path | None = None,
+    log: Logger | str | Path | Callable[[], Logger] | None = None,
     after: Callable[[dict[str, float], Report], bool | None] | None = None,
     **options: Any,
 ) -> History:
@@ -122,7 +122,8 @@ def fit(
         compile: run the model through torch's compiler (some seconds at the first step).
         seed: of the order of examples, of augmentation and of dropout.
         device: "auto", "cpu", "cuda", "mps".
-        log: folder to write TensorBoard events into, or a logger.
+        log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
+            all is checked.
         after: called after every epoch with its row of the history and its last report; True ends training.
         options: what torch's optimizer of that name takes.
 
@@ -253,7 +254,10 @@ def fit(
         clock.start()
         return stop
 
-    logger = Logger(Path(log)) if isinstance(log, (str, Path)) else log
+    if isinstance(log, (str, Path)):
+        logger: Logger | None = Logger(Path(log))
+    else:
+        logger = log if log is None or isinstance(log, Logger) else log()
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
         clock.start()
@@ -262,7 +266,7 @@ def fit(
         model.load_state_dict(best)
     else:
         stack.keep_average()
-    if logger is not None and logger is not log:
+    if logger is not None and isinstance(log, (str, Path)):
         logger.close()
     return history
 

@@ -197,18 +197,27 @@ class Run:
             self._since = time.perf_counter()
 
     def finish(self, model: Any, result: Mapping[str, Any], summary: str) -> None:
-        """Save the model and the result, and tell where to look."""
+        """Save the network and the result, and tell where to look.
+
+        Args:
+            model: a network; or an estimator, which whoever trained it has saved.
+            result: what is told of the run, by name.
+            summary: the same in a line.
+        """
+        from torch import nn
+
         from pgce.checkpoint import save_tensors
 
         self.model = model
         self.logger.close()
-        save_tensors(self.path / "model.safetensors", model.state_dict())
+        if isinstance(model, nn.Module):
+            save_tensors(self.path / "model.safetensors", model.state_dict())
         self.result = {
             "run": str(self.path),
             "learner": self.settings.learner,
             "seed": self.settings.seed,
-            **result,
             "train_seconds": round(self.seconds, 3),
+            **result,
             "dropped_events": self.logger.dropped,
         }
         self.write("result.json", self.result)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pgce
 from pgce.data import as_batch
-from pgce.heads import Bernoulli, Gaussian
+from pgce.heads import Bernoulli, Categorical, Gaussian, Transformed, tempered
+from pgce.samplers import balanced, weighted
+from pgce.targets import distilled, mixup, one_hot
+from pgce.weights import per_class, product
 
 DOUBLE = torch.float64
 
@@ -130,6 +136,227 @@ def test_numpy_predicts_in_evaluation_mode_and_leaves_the_mode():
     assert batch["target"].dtype == torch.int64
 
 
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def fitted(data=None, **options):
+    """The parameters after an epoch on digits in float64."""
+    model = network(0)
+    history = pgce.fit(model, digits() if data is None else data, **{"epochs": 1, "device": "cpu", **options})
+    return parameters(model), history
+
+
+@pytest.mark.parametrize("size", [1, 7, 50, 128, 1000])
+def test_pieces_of_a_batch_make_the_same_step(size):
+    """Gradient accumulation: the divisor is the whole batch's, the last piece may be smaller."""
+    inputs, labels = digits()
+    data = (inputs[:300], labels[:300], torch.rand(300, dtype=DOUBLE))
+    whole, a = fitted(data, weight="sample_weight", optimizer="sgd", learning_rate=0.5)
+    pieces, b = fitted(
+        data, weight="sample_weight", optimizer="sgd", learning_rate=0.5, micro_batch_size=size
+    )
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-12)
+    assert a["loss"] == pytest.approx(b["loss"], abs=1e-12)
+    assert a["steps"] == b["steps"] == [3]
+
+
+def test_every_kind_of_data_trains_the_same():
+    inputs, labels = digits()
+    whole, history = fitted((inputs, labels), batch_size=2000)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=2000)
+    for data in (
+        TensorDataset(inputs, labels),
+        loader,
+        {"input": inputs, "target": labels},
+        pgce.Batch(inputs, {"target": labels}),
+        list_dataset(inputs, labels),
+    ):
+        other, same = fitted(data, batch_size=2000)
+        torch.testing.assert_close(other, whole, rtol=0, atol=1e-10)
+        assert same["examples"] == history["examples"] == [1347]
+    model = network(0)
+    scores = pgce.evaluate(model, (inputs, labels))
+    assert pgce.evaluate(model, loader) == pytest.approx(scores)
+    assert torch.equal(pgce.predict(model, loader), pgce.predict(model, inputs))
+    p = pgce.predict_proba(model, inputs)
+    torch.testing.assert_close(p, model(inputs).softmax(-1).detach())
+
+
+def list_dataset(inputs, labels):
+    class Pairs(Dataset):
+        def __len__(self):
+            return len(inputs)
+
+        def __getitem__(self, i):
+            return inputs[i], labels[i]
+
+    return Pairs()
+
+
+def test_a_stream_of_unknown_length_trains():
+    inputs, labels = digits()
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(inputs, labels, strict=True))
+
+    _, history = fitted(DataLoader(Stream(), batch_size=100), epochs=2, schedule="linear")
+    assert history["examples"] == [1347, 2694]
+
+
+def test_early_stopping_keeps_the_best_weights():
+    inputs, labels = digits()
+    held_out = (inputs[700:], labels[700:])
+    kept = []
+
+    model = network(0)
+    history = pgce.fit(
+        model, (inputs[:60], labels[:60]), validation=held_out, patience=5, epochs=400, learning_rate=0.03,
+        batch_size=20, after=lambda row, report: kept.append(parameters(model)), device="cpu",
+    )  # fmt: skip
+    losses = history["val_loss"]
+    assert history.stopped == "patience"
+    assert history.best_epoch == losses.index(min(losses)) + 1 == len(losses) - 5
+    assert torch.equal(parameters(model), kept[history.best_epoch - 1])
+    assert not torch.equal(parameters(model), kept[-1])
+    assert pgce.evaluate(model, held_out)["loss"] == pytest.approx(min(losses), abs=1e-12)
+
+
+def test_early_stopping_by_a_metric_that_is_to_rise():
+    inputs, labels = digits()
+    model = network(0)
+    history = pgce.fit(
+        model, (inputs[:60], labels[:60]), validation=(inputs[700:], labels[700:]), patience=3, epochs=50,
+        monitor="val_f1_macro", metrics=pgce.metrics.classification, learning_rate=0.03, device="cpu",
+    )  # fmt: skip
+    scores = history["val_f1_macro"]
+    assert history.best_epoch == scores.index(max(scores)) + 1
+    assert set(history.epochs[0]) >= {"val_roc_auc", "val_ece", "val_brier", "val_top_5_accuracy"}
+
+
+def test_the_average_of_the_weights_is_what_is_kept():
+    """Against the recursion, with its warm-up, on the parameters after each update."""
+    inputs, labels = digits()
+    ours, theirs = network(0), network(0)
+    options = {"epochs": 4, "batch_size": 2000, "learning_rate": 0.01, "device": "cpu"}
+    pgce.fit(ours, (inputs, labels), ema_decay=0.5, **options)
+    average = parameters(theirs)
+
+    def after(row, report):
+        nonlocal average
+        n = row["steps"]
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * parameters(theirs)
+
+    pgce.fit(theirs, (inputs, labels), after=after, **options)
+    torch.testing.assert_close(parameters(ours), average, rtol=0, atol=1e-12)
+    assert (average - parameters(theirs)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_reaches_the_same_place(precision):
+    inputs, labels = digits()
+    data = (inputs.float(), labels)
+    models = [network(0).float() for _ in range(2)]
+    for model, name in zip(models, ("float32", precision), strict=True):
+        pgce.fit(model, data, epochs=5, learning_rate=1e-2, precision=name, device="cpu")
+    assert {p.dtype for p in models[1].parameters()} == {torch.float32}
+    full, half = (pgce.evaluate(model, data)["loss"] for model in models)
+    assert full < 0.3
+    assert half == pytest.approx(full, rel=0.05)
+    assert half != full
+
+
+def test_float16_leaves_steps_out_until_the_gradients_fit():
+    model = nn.Linear(4, 2)
+    stack = pgce.optimizer.Optimizer(model.parameters(), "sgd", learning_rate=1e-3, precision="float16")
+    inputs = 100 * torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    pgce.fit(model, (inputs, inputs[:, 0].gt(0).long()), optimizer=stack, epochs=30, device="cpu")
+    assert stack.skipped + stack.steps == 30
+    assert 0 < stack.skipped < 15
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_seed_repeats_dropout_and_leaves_torch_s_own_generator_alone():
+    def run(seed):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10)).double()
+        before = torch.get_rng_state()
+        pgce.fit(model, digits(), epochs=1, seed=seed, device="cpu")
+        assert torch.equal(torch.get_rng_state(), before)
+        return parameters(model)
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+def test_several_terms_are_one_objective():
+    """Half the label, half a teacher at a temperature: Hinton's distillation."""
+    inputs, labels = digits()
+    teacher, T = network(5), 2.0
+    batch = pgce.Batch(inputs, {"target": labels, "teacher": teacher(inputs).detach()})
+    terms = {
+        "label": pgce.Term(Categorical(), coefficient=0.5),
+        "teacher": pgce.Term(
+            Transformed(partial(tempered, temperature=T)),
+            target=lambda z, b: distilled(b["teacher"], T),
+            coefficient=0.5 * T**2,
+        ),
+    }
+    ours, theirs = network(0), network(0)
+    options = {"optimizer": "sgd", "learning_rate": 0.5, "device": "cpu"}
+    pgce.fit(ours, batch, terms=terms, epochs=3, batch_size=2000, **options)
+    stepper = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    for _ in range(3):
+        stepper.zero_grad()
+        z, soft = theirs(inputs), (batch["teacher"] / T).softmax(-1)
+        student = (z / T).log_softmax(-1)
+        loss = 0.5 * F.cross_entropy(z, labels) + 0.5 * T**2 * F.kl_div(student, soft, reduction="batchmean")
+        loss.backward()
+        stepper.step()
+    torch.testing.assert_close(parameters(ours), parameters(theirs), rtol=0, atol=1e-12)
+
+
+def test_augmentation_and_sampling():
+    inputs, labels = digits()
+    rows = one_hot(labels, 10, DOUBLE)
+    _, history = fitted((inputs, rows), augment=mixup, epochs=3, learning_rate=0.01)
+    assert history["loss"][-1] < history["loss"][0]
+    rare = torch.cat([torch.arange(1200), torch.arange(1200)[labels[:1200] == 3]])
+    seen = []
+
+    def after(row, report):
+        seen.append(report.target)
+
+    fitted((inputs[rare], labels[rare]), sampler=balanced, after=after, batch_size=2000)
+    number = torch.bincount(seen[0])
+    assert seen[0].numel() == len(rare)
+    assert number.max() < 1.4 * number.min()
+
+
+def test_correcting_twice_is_warned_of():
+    inputs, labels = digits()
+    rule = partial(per_class, class_weight=torch.ones(10))
+    for weight in (rule, product("sample_weight", rule)):
+        data = (inputs, labels, torch.ones(len(labels)))
+        with pytest.warns(UserWarning, match="corrects it twice"):
+            fitted(data, sampler=balanced, weight=weight)
+    with pytest.warns(UserWarning, match="corrects it twice"):
+        fitted(data, sampler=weighted, weight="sample_weight")
+    fitted(data, sampler=balanced, weight="sample_weight")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiling_changes_nothing_but_time():
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    plain, _ = fitted(optimizer="sgd", learning_rate=0.1)
+    compiled, _ = fitted(optimizer="sgd", learning_rate=0.1, compile=True)
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-9)
+
+
 X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)
 
 
@@ -147,6 +374,22 @@ X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)
         ((X, Y), {"epochs": 0}, "epochs is 0"),
         ((X, Y), {"batch_size": 0}, "batch_size is 0"),
         ((X, Y), {"optimizer": "sdg"}, "it is 'sdg'"),
+        ((X.float(), Y), {}, "inputs are torch.float32, the model is torch.float64"),
+        ((X[:, :5], Y), {}, r"the model does not take inputs of shape \(6, 5\)"),
+        ((X, Y), {"validation": (X.float(), Y)}, "validation: inputs and model are of one dtype"),
+        (pgce.Batch(X, {"target": Y}, torch.zeros(6, dtype=torch.bool)), {}, "all 6 are masked"),
+        ((X, Y, torch.ones(6, 2)), {"weight": "sample_weight"}, "one weight per example"),
+        ((X, Y), {"patience": 3}, "needs validation data: it is 3, validation is missing"),
+        (
+            (X, Y),
+            {"patience": 3, "validation": (X, Y), "monitor": "val_f1"},
+            "monitor is one of loss, val_acc",
+        ),
+        ((X, Y), {"micro_batch_size": 0}, "micro_batch_size is 0"),
+        ((X, Y), {"precision": "bf16"}, "it is 'bf16'"),
+        ((X, Y), {"ema_decay": 1.0}, "it is 1.0"),
+        ((X, Y), {"terms": {"a": pgce.Term(Categorical())}, "head": Gaussian()}, "give one or the other"),
+        ((np.array([["a"]]), np.array([0])), {}, "data are numbers: the array has dtype <U1"),
     ],
 )
 def test_fit_refuses_before_the_first_step(data, options, message):

@@ -1,0 +1,484 @@
+"""Classifier and Regressor: scikit-learn's own checks, and what every rule does to the loss."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+import pgce
+from pgce import Classifier, Regressor
+
+
+@parametrize_with_checks([Classifier(device="cpu"), Regressor(device="cpu")])
+def test_scikit_learn_s_checks(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the checks provoke and raise some of their own
+        check(estimator)
+
+
+def digits(number=400):
+    X, y = load_digits(return_X_y=True)
+    rows = np.random.default_rng(0).permutation(len(y))[:number]
+    return (X[rows] / 16).astype(np.float32), y[rows]
+
+
+def linear(features, classes, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    module = nn.Linear(features, classes, dtype=torch.float64)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64))
+    return module
+
+
+RNG = np.random.default_rng(0)
+# An epoch of SGD on all rows is one step: parameters before less those after are the gradient.
+STEP = {"optimizer": "sgd", "learning_rate": 1.0, "epochs": 1, "batch_size": 10_000, "device": "cpu"}
+
+
+def step(estimator, module, *data):
+    """Loss and gradient of (weight, bias) of the first step from `module`."""
+    estimator.set_params(module=module, **STEP)
+    estimator.fit(*data)
+    trained = getattr(estimator.module_, "network", estimator.module_)
+    with torch.no_grad():
+        gradient = [a - b for a, b in zip(module.parameters(), trained.parameters(), strict=True)]
+    return estimator.history_["loss"][0], [g.numpy() for g in gradient]
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def reference(module, X, Y, w, epsilon):
+    """mean(w · H) and its gradient by hand, for rows Y (B, K) of distributions and weights w (B, K).
+
+    The loss of a soft target is the expected loss of a label k drawn from it: Σ_k Y_k w_k H(smooth(e_k), p).
+    """
+    W, b = (p.detach().numpy() for p in module.parameters())
+    z = X @ W.T + b
+    log_p = z - z.max(1, keepdims=True)
+    log_p = log_p - np.log(np.exp(log_p).sum(1, keepdims=True))
+    K = Y.shape[1]
+    loss, dz = 0.0, np.zeros_like(z)
+    for k in range(K):
+        smooth = (1 - epsilon) * np.eye(K)[k] + epsilon / K
+        factor = Y[:, k] * w[:, k]
+        loss += (factor * -(smooth * log_p).sum(1)).sum()
+        dz += factor[:, None] * (softmax(z) - smooth)
+    total = (Y * w).sum()  # weights are scaled to mean 1
+    return loss / total, [dz.T @ X / total, dz.sum(0) / total]
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_composition_equals_a_numpy_reference(block):
+    """class_weight × sample_weight × smoothing × soft targets, value and gradient: 100 cases a block."""
+    rng = np.random.default_rng(block)
+    for _ in range(100):
+        K, D, B = rng.integers(2, 6), rng.integers(1, 5), rng.integers(12, 30)
+        X = rng.normal(size=(B, D))
+        module = linear(int(D), int(K), int(rng.integers(1000)))
+        label = np.r_[np.arange(K), rng.integers(0, K, B - K)]
+        soft = rng.random() < 0.5
+        Y = rng.dirichlet(np.ones(K), B) if soft else np.eye(K)[label]
+        epsilon = rng.choice([0.0, rng.random()])
+        kind = rng.integers(4)
+        sample_weight = rng.choice([0.0, 0.5, 1.0, 3.0], B) if rng.random() < 0.7 else None
+        s = np.ones(B) if sample_weight is None else sample_weight
+        if kind == 0 or (sample_weight is not None and ((s[:, None] * Y).sum(0) == 0).any()):
+            class_weight, v = None, np.ones(K)
+        elif kind == 1:
+            v = rng.uniform(0.1, 5, K)
+            class_weight = dict(enumerate(v.tolist()))
+        else:
+            number = (s[:, None] * Y).sum(0)
+            if kind == 2:
+                class_weight, v = "balanced", number.sum() / (K * number)
+            else:
+                class_weight, v = "effective_number", 1 / (1 - 0.999**number)
+        if not s.any():
+            continue
+        estimator = Classifier(class_weight=class_weight, label_smoothing=float(epsilon))
+        loss, gradient = step(estimator, module, X, Y if soft else label, sample_weight)
+        expected, expected_gradient = reference(module, X, Y, s[:, None] * v, epsilon)
+        assert loss == pytest.approx(expected, rel=1e-9)
+        for ours, theirs in zip(gradient, expected_gradient, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_focal_and_further_rules_multiply():
+    X, label = RNG.normal(size=(40, 3)), np.arange(40) % 4
+    module = linear(3, 4)
+    with torch.no_grad():
+        p = module(torch.as_tensor(X)).softmax(-1)[torch.arange(40), label].numpy()
+    s = RNG.uniform(0.1, 2, 40)
+    focal = (1 - p) ** 2 - 2 * p * (1 - p) * np.log(p)
+    w = focal * p**0.5 * s / s.mean()
+    estimator = Classifier(focal_gamma=2.0, weight=lambda h, b: (-0.5 * h).exp())
+    loss, gradient = step(estimator, module, X, label, s)
+    assert loss == pytest.approx((w * -np.log(p)).mean(), rel=1e-9)
+    z = X @ module.weight.detach().numpy().T + module.bias.detach().numpy()
+    dz = w[:, None] * (softmax(z) - np.eye(4)[label]) / 40
+    np.testing.assert_allclose(gradient[0], dz.T @ X, rtol=1e-9)
+
+
+def test_mixup_mixes_weights_as_well():
+    """λ w_a H(a) + (1 − λ) w_b H(b) for every pair, class weights included."""
+    X, label = RNG.normal(size=(30, 3)), np.arange(30) % 3
+    s, v = RNG.uniform(0.1, 2, 30), np.array([1.0, 2.0, 5.0])
+    module, mixed = linear(3, 3), {}
+
+    def spy(inputs, target, generator, *, alpha):
+        mixed["inputs"], mixed["target"] = original(inputs, target, generator, alpha=alpha)
+        return mixed["inputs"], mixed["target"]
+
+    original = pgce.targets.mixup
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pgce.targets, "mixup", spy)
+        estimator = Classifier(mixup=1.0, class_weight=dict(enumerate(v)), random_state=0)
+        loss, _ = step(estimator, module, X, label, s)
+    scale = 30 / (s * v[label]).sum()
+    log_p = module(mixed["inputs"]).log_softmax(-1).detach().numpy()
+    rows = mixed["target"].numpy()
+    np.testing.assert_allclose(rows.sum(), (s * scale).sum())
+    assert loss == pytest.approx(-(rows * v * log_p).sum() / 30, rel=1e-9)
+
+
+def accuracy(**settings):
+    X, y = digits(600)
+    settings = {"epochs": 15, "learning_rate": 0.01, "random_state": 0, "device": "cpu", **settings}
+    return Classifier(**settings).fit(X[:400], y[:400]).score(X[400:], y[400:])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"label_smoothing": 0.1},
+        {"soft_labels": (0.9, 0.1)},
+        {"confidence": 0.9},
+        {"redraw": 0.1},
+        {"noise": 0.1},
+        {"noise": 0.1, "correction": "backward"},
+        {"noise": pgce.targets.noise_matrix(10, 0.1).numpy()},
+        {"mixup": 0.2},
+        {"mixup": 0.2, "label_smoothing": 0.1, "class_weight": "balanced"},
+        {"logit_adjustment": 1.0},
+        {"logit_adjustment": 1.0, "noise": 0.1},
+        {"class_weight": "balanced"},
+        {"class_weight": "effective_number"},
+        {"class_weight": "balanced", "confidence": 0.9, "label_smoothing": 0.05},
+        {"sampler": "balanced"},
+        {"focal_gamma": 2.0},
+        {"gce_q": 0.7},
+        {"symmetric": (0.5, 0.5)},
+        {"poly1_epsilon": 1.0},
+        {"ema_decay": 0.9},
+        {"precision": "bfloat16"},
+        {"early_stopping": True},
+        {"optimizer": "sgd", "learning_rate": 0.1, "optimizer_options": {"momentum": 0.9}},
+        {"micro_batch_size": 50},
+        {"schedule": "cosine", "warmup_steps": 10, "max_grad_norm": 1.0},
+    ],
+    ids=str,
+)
+def test_every_rule_learns_digits(rule):
+    assert accuracy(**rule) > 0.8
+
+
+def test_cutmix_takes_images():
+    X, y = digits(600)
+    images = X.reshape(-1, 8, 8)
+    estimator = Classifier(cutmix=1.0, epochs=40, learning_rate=0.01, random_state=0, device="cpu")
+    assert estimator.fit(images[:400], y[:400]).score(images[400:], y[400:]) > 0.8
+    with pytest.raises(ValueError, match=r"CutMix takes images"):
+        estimator.fit(X, y)
+
+
+def test_a_teacher_is_learned_from():
+    """With no share for the labels, which are shuffled: all that is learned comes from the teacher."""
+    X, y = digits(800)
+    settings = {"epochs": 30, "learning_rate": 0.01, "random_state": 0, "device": "cpu"}
+    teacher = Classifier(**settings).fit(X[:400], y[:400])
+    student = Classifier(teacher=teacher, teacher_share=1.0, **settings)
+    student.fit(X[400:600], np.random.default_rng(0).permutation(y[400:600]))
+    assert student.score(X[600:], y[600:]) > 0.85
+    other = Classifier(teacher=teacher, **settings)
+    with pytest.raises(ValueError, match="the same classes: the teacher's are"):
+        other.fit(X, y > 4)
+
+
+def test_soft_labels_are_learned_as_they_are():
+    """With one point and y = (0.2, 0.3, 0.5) the probabilities become y."""
+    X, P = np.zeros((50, 1)), np.tile([0.2, 0.3, 0.5], (50, 1))
+    estimator = Classifier(hidden_sizes=(), epochs=400, learning_rate=0.05, random_state=0, device="cpu")
+    p = estimator.fit(X, P).predict_proba(X[:1])
+    np.testing.assert_allclose(p, P[:1], atol=1e-3)
+    assert estimator.classes_.tolist() == [0, 1, 2]
+
+
+def test_several_labels():
+    X, Y = make_multilabel_classification(400, n_features=10, n_classes=4, random_state=0)
+    X = StandardScaler().fit_transform(X)
+    settings = {"epochs": 60, "random_state": 0, "device": "cpu"}
+    recall = {}
+    for name, rule in {
+        "plain": {},
+        "asymmetric": {"asymmetric": (0.0, 4.0, 0.05)},
+        "pos_weight": {"pos_weight": 5.0},
+        "focal": {"focal_gamma": 2.0},
+        "smooth": {"label_smoothing": 0.1},
+        "mixup": {"mixup": 0.2},
+    }.items():
+        estimator = Classifier(**settings, **rule).fit(X[:300], Y[:300], np.ones(300))
+        guess, p = estimator.predict(X[300:]), estimator.predict_proba(X[300:])
+        assert guess.shape == p.shape == (100, 4)
+        assert (guess == Y[300:]).mean() > 0.7
+        recall[name] = guess[Y[300:] == 1].mean()
+    assert recall["pos_weight"] > recall["plain"]
+    assert recall["asymmetric"] > recall["plain"]
+
+
+def test_in_a_pipeline_a_grid_and_a_calibrator():
+    X, y = digits()
+    names = np.array([f"digit {k}" for k in range(10)])[y]
+    estimator = Classifier(epochs=10, learning_rate=0.01, random_state=0, device="cpu")
+    pipeline = make_pipeline(StandardScaler(), estimator)
+    grid = GridSearchCV(pipeline, {"classifier__hidden_sizes": [(), (32,)]}, cv=2).fit(X, names)
+    assert grid.best_score_ > 0.8
+    assert cross_val_score(estimator, X, names, cv=2).min() > 0.7
+    calibrated = CalibratedClassifierCV(estimator, cv=2).fit(X, names)
+    assert calibrated.score(X, names) > 0.85
+    assert set(calibrated.predict(X)) <= set(names)
+
+
+def test_partial_fit_goes_on_and_warm_start_too():
+    X, y = digits()
+    estimator = Classifier(learning_rate=0.01, random_state=0, device="cpu")
+    for _ in range(10):
+        for rows in np.array_split(np.arange(400), 4):
+            estimator.partial_fit(X[rows], y[rows], classes=np.arange(10))
+    assert estimator.score(X, y) > 0.9
+    assert len(estimator.history_.epochs) == 40
+    warm = Classifier(epochs=3, warm_start=True, random_state=0, device="cpu")
+    losses = [warm.fit(X, y).history_["loss"][-1] for _ in range(4)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(warm.history_.epochs) == 12
+    with pytest.raises(ValueError, match=r"every label is one of the classes .* y holds \[77\]"):
+        estimator.partial_fit(X, np.full(400, 77))
+
+
+def test_a_module_of_one_s_own_is_copied_and_trained_in_its_own_precision():
+    X, y = digits()
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    before = [p.detach().clone() for p in module.parameters()]
+    estimator = Classifier(module=module, epochs=20, learning_rate=0.01, random_state=0, device="cpu")
+    images = X.reshape(-1, 1, 8, 8).astype(np.float64)
+    assert estimator.fit(images, y).score(images, y) > 0.95
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+    assert clone(estimator).get_params()["module"] is not None
+
+
+def test_early_stopping_and_validation():
+    X, y = digits()
+    estimator = Classifier(early_stopping=True, patience=3, learning_rate=0.03, random_state=0, device="cpu")
+    history = estimator.fit(X, y).history_
+    assert history.stopped == "patience"
+    assert history.best_epoch == len(history.epochs) - 3
+    assert history["examples"][0] == 360
+    rows = []
+    estimator = Classifier(epochs=2, random_state=0, device="cpu")
+    estimator.fit(X, y, validation=(X[:50], y[:50]), after=lambda row, report: rows.append(row))
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["examples"] == 400
+    assert rows[1]["val_accuracy"] == estimator.score(X[:50], y[:50])
+
+
+def regression(number=300):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(number, 2))
+    return X, 100 + 30 * X[:, 0] - 10 * X[:, 1], rng
+
+
+LINEAR = {"hidden_sizes": (), "epochs": 300, "learning_rate": 0.02, "random_state": 0, "device": "cpu"}
+
+
+def test_regression_in_the_target_s_own_unit():
+    X, y, rng = regression()
+    estimator = Regressor(**LINEAR).fit(X, y)
+    np.testing.assert_allclose(estimator.predict(X), y, atol=0.5)
+    both = Regressor(**LINEAR).fit(X, np.stack([y, -y / 1000], 1))
+    np.testing.assert_allclose(both.predict(X)[:, 1], -y / 1000, atol=5e-4)
+    # one outlier in ten: least squares follows them, Huber and the median do not
+    wild = y + np.where(rng.random(300) < 0.1, 1000, 0)
+    off = {
+        name: abs(Regressor(**LINEAR, **rule).fit(X, wild).predict(X) - y).mean()
+        for name, rule in {
+            "mse": {},
+            "huber": {"huber_delta": 5.0},
+            "mae": {"distribution": "laplace"},
+        }.items()
+    }
+    assert off["mse"] > 60
+    assert off["huber"] < 12
+    assert off["mae"] < 12
+
+
+def test_quantiles_expectiles_and_counts():
+    X, y, rng = regression(2000)
+    noisy = y + 20 * rng.normal(size=2000)
+    settings = {**LINEAR, "epochs": 60}
+    for tau in (0.1, 0.5, 0.9):
+        guess = Regressor(quantile=tau, **settings).fit(X, noisy).predict(X)
+        assert (noisy < guess).mean() == pytest.approx(tau, abs=0.03)
+        e = noisy - Regressor(expectile=tau, **settings).fit(X, noisy).predict(X)
+        assert (np.where(e > 0, tau, 1 - tau) * e).mean() == pytest.approx(0, abs=0.5)
+    rate = np.exp(1 + 0.5 * X[:, 0])
+    counts = rng.poisson(rate)
+    guess = Regressor(distribution="poisson", **settings).fit(X, counts).predict(X)
+    assert abs(guess / rate - 1).mean() < 0.08
+
+
+def test_diabetes_as_well_as_ridge():
+    X, y = load_diabetes(return_X_y=True)
+    estimator = Regressor(hidden_sizes=(), epochs=50, learning_rate=0.02, random_state=0, device="cpu")
+    assert cross_val_score(make_pipeline(StandardScaler(), estimator), X, y, cv=5).mean() > 0.46
+
+
+@pytest.mark.parametrize("folder", ["new", "."])
+def test_saved_and_loaded(folder, tmp_path):
+    X, y = digits()
+    names = np.array([f"n{k}" for k in range(10)])[y]
+    rule = pgce.weights.focal
+    estimator = Classifier(
+        epochs=3, class_weight={f"n{k}": 1.0 + k for k in range(10)}, weight=rule, noise=np.eye(10),
+        hidden_sizes=(16, 16), random_state=0, device="cpu",
+    ).fit(X, names)  # fmt: skip
+    path = pgce.save(estimator, tmp_path / folder)
+    assert sorted(file.name for file in path.iterdir()) == ["estimator.json", "model.safetensors"]
+    loaded = pgce.load(path)
+    np.testing.assert_array_equal(loaded.predict_proba(X), estimator.predict_proba(X))
+    assert (loaded.predict(X) == estimator.predict(X)).all()
+    ours, theirs = loaded.get_params(), estimator.get_params()
+    np.testing.assert_array_equal(ours.pop("noise"), theirs.pop("noise"))
+    assert ours == theirs
+    np.testing.assert_array_equal(clone(loaded).fit(X, names).predict_proba(X), estimator.predict_proba(X))
+    loaded.partial_fit(X, names)
+
+
+def test_saved_regressor_and_own_module(tmp_path):
+    X, y, _ = regression()
+    estimator = Regressor(module=nn.Linear(2, 1), epochs=3, random_state=0, device="cpu").fit(X, y)
+    pgce.save(estimator, tmp_path)
+    loaded = pgce.load(tmp_path, module=nn.Linear(2, 1))
+    np.testing.assert_array_equal(loaded.predict(X), estimator.predict(X))
+    with pytest.raises(ValueError, match="give one like it as module="):
+        pgce.load(tmp_path)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    X, y = digits()
+    estimator = Classifier(weight=lambda h, b: None, epochs=1, random_state=0, device="cpu").fit(X, y)
+    with pytest.warns(UserWarning, match="left out, weight: the loaded Classifier"):
+        pgce.save(estimator, tmp_path)
+    assert pgce.load(tmp_path).weight is None
+    (tmp_path / "estimator.json").write_text('{"pgce": "os.system"}')
+    with pytest.raises(ValueError, match="is damaged: KeyError"):
+        pgce.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        pgce.load(tmp_path / "elsewhere")
+    with pytest.raises(TypeError, match="it is StandardScaler"):
+        pgce.save(StandardScaler(), tmp_path)
+
+
+X, Y = RNG.normal(size=(30, 3)), np.arange(30) % 3
+MULTILABEL = np.arange(60).reshape(30, 2) % 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({}, (X * np.nan, Y), "Input X contains NaN"),
+        ({}, (X[:0], Y[:0]), "Found array with 0 sample"),
+        ({}, (X, np.zeros(30)), "two classes or more: y holds one class, \\[0.0\\]"),
+        ({}, (X, Y[:20]), "inconsistent numbers of samples"),
+        ({}, (X, Y, -np.ones(30)), "Negative values in data passed to `sample_weight`"),
+        ({}, (X, Y, np.zeros(30)), "every sample_weight is 0|at least one non-zero"),
+        ({}, (X, Y, np.ones(29)), "sample_weight.shape == "),
+        ({}, (X, X), r"a distribution over the classes in each row .* its smallest value is -"),
+        ({}, (X, np.abs(X)), r"rows sum to"),
+        ({}, (X, MULTILABEL * 2), "several labels a row are zeros and ones: y spans 0 to 2"),
+        ({"class_weight": "auto"}, (X, Y), "it is 'auto'"),
+        ({"class_weight": {7: 1.0}}, (X, Y), r"the labels are \[0, 1, 2\], it is \{7: 1.0\}"),
+        ({"class_weight": {0: -1.0}}, (X, Y), "a positive number each"),
+        ({"class_weight": "balanced"}, (X, MULTILABEL), "of one label a row, y has several: class_weight"),
+        ({"pos_weight": 2.0}, (X, Y), "of several labels a row, y has one: pos_weight"),
+        (
+            {"confidence": 0.9, "soft_labels": (0.9, 0.1)},
+            (X, Y),
+            "exclude each other: confidence, soft_labels",
+        ),
+        ({"mixup": 0.2, "cutmix": 1.0}, (X, Y), "exclude each other: mixup, cutmix"),
+        ({"confidence": 0.9}, (X, np.eye(3)[Y]), "start from labels, y is a matrix: confidence"),
+        ({"sampler": "weighted"}, (X, Y), "weighted sampling needs sample_weight"),
+        ({"sampler": "all"}, (X, Y), "it is 'all'"),
+        ({"noise": np.eye(2)}, (X, Y), r"K = 3 classes: it has shape \(2, 2\)"),
+        ({"label_smoothing": 1.5}, (X, Y), "epsilon is 1.5"),
+        ({"focal_gamma": -1.0}, (X, Y), "gamma is 0 or more: it is -1.0"),
+        ({"gce_q": 2.0}, (X, Y), r"q lies in \[0, 1\]: it is 2.0"),
+        ({"batch_size": 0}, (X, Y), "batch_size is 0"),
+        ({"module": nn.Linear(5, 3)}, (X, Y), "does not take inputs of shape"),
+        ({"module": nn.Linear(3, 2)}, (X, Y), r"class ids lie in 0\.\.1"),
+        ({"optimizer": "adma"}, (X, Y), "it is 'adma'"),
+    ],
+    ids=lambda value: None,
+)
+def test_classifier_refuses(settings, data, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(device="cpu", epochs=1, **settings).fit(*data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({}, (X, np.full(30, np.inf)), "Input y contains"),
+        ({"distribution": "poisson"}, (X, -np.abs(X[:, 0])), "counts are 0 or more: y holds -"),
+        ({"distribution": "cauchy"}, (X, Y), "it is 'cauchy'"),
+        ({"distribution": "laplace", "huber_delta": 1.0}, (X, Y), "huber_delta needs gaussian noise"),
+        ({"distribution": "poisson", "quantile": 0.5}, (X, Y), "quantile needs laplace noise"),
+        ({"quantile": 1.5}, (X, Y), r"tau lies in \(0, 1\): it is 1.5"),
+        ({"huber_delta": -1.0}, (X, Y), "delta is positive"),
+    ],
+    ids=lambda value: None,
+)
+def test_regressor_refuses(settings, data, message):
+    with pytest.raises(ValueError, match=message):
+        Regressor(device="cpu", epochs=1, **settings).fit(*data)
+
+
+def test_what_was_trained_is_kept_when_new_data_are_refused():
+    estimator = Classifier(epochs=1, random_state=0, device="cpu").fit(X, Y)
+    p = estimator.predict_proba(X)
+    with pytest.raises(ValueError, match="X has 2 features"):
+        estimator.predict(X[:, :2])
+    with pytest.raises(ValueError, match="y holds one class"):
+        estimator.fit(X, np.zeros(30))
+    np.testing.assert_array_equal(estimator.predict_proba(X), p)
+
+
+def test_the_docstring_lists_every_setting():
+    for kind in (Classifier, Regressor):
+        for name, value in kind().get_params().items():
+            assert f"    {name}: " in kind.__doc__, name
+            assert f"Default: {value!r}." in kind.__doc__
