@@ -1,29 +1,31 @@
-"""A classifier: the label is the target y, every weight w is 1.
+"""A classifier or regressor: a rule for the target y and a rule for the weight w, on any data set.
 
-    python agents/supervised.py --data digits
+    python agents/supervised.py --data digits --label-smoothing 0.1
+    python agents/supervised.py --data my.csv --target species --class-weight balanced --focal-gamma 2
 
-Label smoothing and soft labels are other rules for y; nothing else changes.
+Every flag that names a rule is a setting of `pgce.Classifier` or `pgce.Regressor`, which this trains.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import pgce
 from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
+from pgce.recipes import ClassificationRules, RegressionRules, Training
 from pgce.run import Learner, Run, cpu_threads, main
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pgce.trainer import Batch, Report
+    from pgce.logger import Logger
+    from pgce.trainer import Report
 
 
 @dataclass(kw_only=True)
-class Supervised(Learner):
-    """Settings of the classifier.
+class Supervised(ClassificationRules, RegressionRules, Training, Learner):
+    """Settings of the classifier or regressor.
 
     Example:
         >>> import tempfile, pgce
@@ -34,15 +36,16 @@ class Supervised(Learner):
     """
 
     data: str = "digits"
-    """Data set that comes with scikit-learn; a fixed, stratified quarter of it is held out."""
+    """Data set of scikit-learn by name, a .csv, .parquet or .npz file, or a folder of images in a folder each
+    class; a fixed quarter of it is held out."""
+    target: str | None = None
+    """Column of the file that is to be predicted; target, label, class or y if there is one."""
+    teacher: str | None = None
+    """Run of a classifier whose probabilities are learned beside the labels (distillation)."""
     epochs: int = 30
     """Passes over the training data."""
     batch_size: int = 32
     """Examples a step."""
-    label_smoothing: float = 0.0
-    """Share ε of the target given to the uniform distribution over all classes."""
-    soft_labels: tuple[float, float] | None = None
-    """Target at the label and at every other class, such as 0.9 0.1."""
     learning_rate: float = 3e-3
     """Step size."""
     lr_schedule: Schedule = "cosine"
@@ -52,16 +55,6 @@ class Supervised(Learner):
     activation: Activation = "relu"
     """After each hidden layer."""
 
-    def target(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The rule for y: class ids (B,), or rows (B, K)."""
-        label, classes = batch["target"], logits.shape[-1]
-        if self.soft_labels is not None:
-            return pgce.targets.soften(label, classes, *self.soft_labels, dtype=logits.dtype)
-        if self.label_smoothing:
-            y = pgce.targets.one_hot(label, classes, logits.dtype)
-            return pgce.targets.smooth(y, self.label_smoothing)
-        return label
-
     def train(self, data: str | None = None) -> Run:
         """Train with these settings.
 
@@ -69,76 +62,85 @@ class Supervised(Learner):
             data: replaces the setting of that name.
 
         Returns:
-            The run: its folder, result and trained model.
+            The run: its folder, result and trained model, a `pgce.Classifier` or `pgce.Regressor`.
         """
         with cpu_threads(self.threads):
             return _train(self if data is None else replace(self, data=data))
 
+    def estimator(self, task: str) -> Any:
+        """The untrained estimator of these settings, for a data set of that task.
+
+        Raises:
+            ValueError: a rule is set that has no meaning for the task.
+        """
+        regresses = task == "regression"
+        other = ClassificationRules if regresses else RegressionRules
+        lost = [field.name for field in fields(other) if getattr(self, field.name) != field.default]
+        if lost:
+            raise ValueError(f"{', '.join(lost)}: not a rule of {task}, which the data set is for")
+        kind = pgce.Regressor if regresses else pgce.Classifier
+        shared = {name: getattr(self, name) for name in kind().get_params() if hasattr(self, name)}
+        shared |= {"schedule": self.lr_schedule, "random_state": self.seed}
+        if self.teacher is not None:
+            shared["teacher"] = pgce.load(self.teacher)
+        return kind(**shared)
+
 
 def _train(settings: Supervised) -> Run:
-    import torch
-
     settings.at_least_one("epochs", "batch_size")
-    if settings.soft_labels is not None and settings.label_smoothing:
-        raise ValueError("labels are smoothed or soft: both label_smoothing and soft_labels are set")
-    data = datasets.load(settings.data)
-    learn, held_out = data[:2], data[2:4]
-    features = data.train_inputs.shape[1]
-    torch.manual_seed(settings.seed)
-    model = pgce.networks.mlp(features, data.classes, settings.hidden_sizes, settings.activation)
-    # Bad settings are refused here, before there is a folder.
-    settings.build_optimizer(model.to(pgce.optimizer.resolve_device(settings.device)))
-    label = pgce.Batch(torch.zeros(1), {"target": torch.zeros(1).long()})
-    settings.target(torch.zeros(1, data.classes), label)
-    run = Run(settings, settings.data, ["eval/accuracy", "eval/loss"])
-    run.say(
-        learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
-        minimises="mean(w · H) of labels",
-        learns=f"from {len(learn[1]):,} examples for {settings.epochs} epochs; {len(held_out[1]):,} are held "
-        f"out; {features} features, {data.classes} classes",
-        folder=str(run.path),
-    )
-    scores: dict[str, float] = {}
-
-    def after(row: dict[str, float], report: Report) -> bool:
-        examples = int(row["examples"])
-        with run.paused():
-            scores.update(pgce.evaluate(model, held_out))
-        values = {
-            **pgce.metrics.factors(report),
-            **{f"eval/{name}": score for name, score in scores.items()},
-            "objective/loss": row["loss"],
-            "train/accuracy": pgce.metrics.accuracy(report, pgce.heads.Categorical()),
-            "train/learning_rate": row["learning_rate"],
-            "train/grad_norm": row["grad_norm"],
-            "time/fps": examples / run.seconds,
-            "time/epoch": row["epoch"],
-        }
-        run.logger.scalars(examples, values)
-        run.logger.distributions(examples, report)
-        run.bar.update(examples, f"accuracy {scores['accuracy']:.3f}")
-        return run.interrupted
-
-    with run.logger, run.training(settings.epochs * len(learn[1]), "examples"):
-        history = pgce.fit(
-            model,
-            learn,
-            target=settings.target,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            device=settings.device,
-            after=after,
-            **settings.optimizer_settings,
+    data = datasets.load(settings.data, settings.target)
+    regresses = data.task == "regression"
+    estimator = settings.estimator(data.task)
+    if settings.cutmix and data.image_shape is not None:
+        images = (-1, *data.image_shape)
+        data = data._replace(
+            train_inputs=data.train_inputs.reshape(images), test_inputs=data.test_inputs.reshape(images)
         )
+    held_out = data.test_inputs, data.test_labels
+    with ExitStack() as stack:
+        run: Run
+
+        def begin() -> Logger:  # bad settings are refused before there is a folder
+            nonlocal run
+            run = Run(settings, settings.data, ["eval/loss", *([] if regresses else ["eval/accuracy"])])
+            run.say(
+                learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
+                minimises="mean(w · H) of " + ("real values" if regresses else "labels"),
+                learns=f"from {len(data.train_labels):,} examples for {settings.epochs} epochs; "
+                f"{len(data.test_labels):,} are held out; inputs {data.train_inputs.shape[1:]}"
+                + ("" if regresses else f", {data.classes} classes"),
+                folder=str(run.path),
+            )
+            stack.enter_context(run.logger)
+            stack.enter_context(run.training(settings.epochs * len(data.train_labels), "examples"))
+            return run.logger
+
+        def after(row: dict[str, float], report: Report) -> bool:
+            run.bar.update(int(row["examples"]), f"held-out loss {row['val_loss']:.3f}")
+            return run.interrupted
+
+        # What early stopping looks at is held out of the training data, not tested on.
+        validation = None if settings.early_stopping else held_out
+        estimator.log = begin
+        estimator.fit(data.train_inputs, data.train_labels, validation=validation, after=after)
+        history = estimator.history_
+        scores = estimator.evaluate(*held_out)
+        step = int(history["examples"][-1])
+        further = scores.keys() - {"loss", "accuracy"}  # which every epoch tells
+        run.logger.scalars(step, {f"eval/{name}": scores[name] for name in further})
+        if settings.track and not regresses:
+            estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
+    pgce.save(estimator, run.path)
     result = {
         "data": settings.data,
-        "examples": int(history["examples"][-1]),
+        "examples": step,
         "steps": int(history["steps"][-1]),
-        "stopped": "interrupt" if run.interrupted else "budget",
+        "stopped": "interrupt" if run.interrupted else history.stopped.replace("epochs", "budget"),
         **{f"test_{name}": score for name, score in scores.items()},
+        "train_seconds": round(history["seconds"][-1], 3),
     }
-    run.finish(model, result, f"{scores['accuracy']:.2%} of the held-out examples right")
+    score = f"R² {scores['r2']:.3f}" if regresses else f"{scores['accuracy']:.2%}"
+    run.finish(estimator, result, f"{score} on held-out examples")
     return run
 
 

@@ -9,17 +9,13 @@ reinforcement learning at the edge of the statistical precipice).
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from shared import ROOT, iqm, put_into_readme, read, write
 
-RESULTS = Path(__file__).parent / "results"
-ROOT = Path(__file__).parents[1]
 SEEDS = range(1, 6)
 
 # Experiment: learner, settings, tag of the curve. Settings that are not named here are the defaults.
@@ -114,25 +110,8 @@ def measure() -> None:
                     for e in events.Scalars(tag)
                 ]
                 print(name, seed, runs[-1]["score"], flush=True)
-    for path, rows in (("learning.csv", runs), ("learning_curves.csv", curves)):
-        with (RESULTS / path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def read(name: str) -> list[dict[str, str]]:
-    """The rows of a committed CSV."""
-    with (RESULTS / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def iqm(values: np.ndarray) -> tuple[float, float, float]:
-    """Interquartile mean over the first axis, and the ends of its 95 % bootstrap interval."""
-    mean = stats.trim_mean(values, 0.25)
-    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(stats.trim_mean(values[draws], 0.25, axis=1), (0.025, 0.975), axis=0)
-    return mean, low, high
+    write("learning.csv", runs)
+    write("learning_curves.csv", curves)
 
 
 def table() -> str:
@@ -186,17 +165,8 @@ def draw() -> None:
     figure.savefig(ROOT / "docs" / "learning.png", dpi=110, metadata={"Software": ""})
 
 
-def show() -> None:
-    """Draw the picture, and put the table into the README."""
-    draw()
-    readme = ROOT / "README.md"
-    start, rest = readme.read_text(encoding="utf-8").split("<!-- results -->")
-    _, end = rest.split("<!-- /results -->")
-    text = f"{start}<!-- results -->\n{table()}\n<!-- /results -->{end}"
-    readme.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
     if "--show" not in sys.argv:
         measure()
-    show()
+    draw()
+    put_into_readme("results", table())

@@ -41,7 +41,7 @@ class ClassificationBandit(gym.Env[NDArray[np.float32], np.int64]):
     It terminates after one step; the last observation is the example that was classified.
 
     ## Arguments
-    `features` (M, D) and `labels` (M,) in 0..K−1; or `data`, a name that `pgce.envs.datasets.load` knows, and
+    `features` (M, D) and `labels` (M,) in 0..K−1; or `data`, what `pgce.envs.datasets.load` takes, and
     `split`, "train" or "test".
 
     Raises:
@@ -187,6 +187,8 @@ def _examples(
         if split not in ("train", "test"):
             raise ValueError(f'split is "train" or "test": it is {split!r}')
         loaded = datasets.load(data)
+        if loaded.task != "classification":
+            raise ValueError(f"a bandit's data set has one class an example: {data!r} is for {loaded.task}")
         if split == "train":
             return loaded.train_inputs, loaded.train_labels
         return loaded.test_inputs, loaded.test_labels

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from pgce import agents, envs, heads, metrics, networks, optimizer, returns, samplers, targets, weights
     from pgce.estimators import Classifier, Regressor
     from pgce.fitting import History, evaluate, fit, predict, predict_proba
-    from pgce.objective import weighted_cross_entropy
+    from pgce.objective import linear_cross_entropy, weighted_cross_entropy
     from pgce.saving import load, save
     from pgce.trainer import Batch, Term, Trainer, train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "linear_cross_entropy": "pgce.objective",
     "weighted_cross_entropy": "pgce.objective",
     "Batch": "pgce.trainer",
     "Term": "pgce.trainer",
@@ -59,6 +60,7 @@ __all__ = [
     "evaluate",
     "fit",
     "heads",
+    "linear_cross_entropy",
     "load",
     "metrics",
     "networks",

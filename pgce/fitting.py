@@ -19,7 +19,7 @@ from pgce.choices import OptimizerName, Precision, Schedule
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
 from pgce.logger import Logger
-from pgce.metrics import LOWER_IS_BETTER, accuracy, factors
+from pgce.metrics import LOWER_IS_BETTER, factors, right
 from pgce.objective import objective, weighted
 from pgce.optimizer import Optimizer, resolve_device
 from pgce.samplers import balanced, shuffled
@@ -39,9 +39,10 @@ class History:
 
     Attributes:
         epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
-            training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples),
-            "learning_rate" and "grad_norm" of its last step, and with validation data "val_loss", of a
-            classifier "val_accuracy", and what `metrics` gives.
+            training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
+            of a classifier "accuracy", each example as it was before its update, "learning_rate" and
+            "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
+            and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
         stopped: why training ended: "epochs", "patience" or "after".
 
@@ -124,7 +125,8 @@ def fit(
         device: "auto", "cpu", "cuda", "mps".
         log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
             all is checked.
-        after: called after every epoch with its row of the history and its last report; True ends training.
+        after: called after every epoch with its row of the history and the report of its last whole batch;
+            True ends training.
         options: what torch's optimizer of that name takes.
 
     Returns:
@@ -193,14 +195,17 @@ def fit(
         model.compile()
     history = History()
     clock = _Clock()
+    classifies = isinstance(plain(main.head), Categorical)
     losses: list[Tensor] = []
+    hits: list[Tensor] = []
     sizes: list[int] = []
+    whole: list[Report] = []
     seen = 0
     best: dict[str, Tensor] = {}
 
     def epoch(n: int) -> Iterator[Batch]:
-        losses.clear()
-        sizes.clear()
+        for values in (losses, hits, sizes, whole):
+            values.clear()
         model.train()
         if isinstance(source, Batch):
             index = sampler(source, generator).to(place)
@@ -220,6 +225,11 @@ def fit(
             loss = loss + other.loss
         losses.append(loss * size)
         sizes.append(size)
+        report = reports[name]
+        if classifies:
+            hits.append(right(report, main.head).sum())
+        if not whole or size >= len(whole[0].batch):
+            whole[:] = [report]
         return False
 
     def finish(n: int, reports: dict[str, Report]) -> bool | None:
@@ -232,6 +242,7 @@ def fit(
             "steps": float(stack.steps),
             "seconds": clock.stop(),
             "loss": loss,
+            **({"accuracy": torch.stack(hits).sum().item() / sum(sizes)} if classifies else {}),
             "learning_rate": stack.learning_rate,
             "grad_norm": stack.grad_norm,
         }
@@ -248,8 +259,8 @@ def fit(
                 elif n + 1 - (history.best_epoch or 0) >= patience:
                     history.stopped, stop = "patience", True
             if logger is not None:
-                _log(logger, row, reports[name], main.head, epochs)
-            if after is not None and after(row, reports[name]):
+                _log(logger, row, whole[0])
+            if after is not None and after(row, whole[0]):
                 history.stopped, stop = "after", True
         clock.start()
         return stop
@@ -398,7 +409,8 @@ def _check(
     batch = source if isinstance(source, Batch) else next(pieces(source, place, 1))
     inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]
     for values in (*inputs, *batch.columns.values()):
-        if not bool(values.isfinite().all()):
+        # A sum is finite where every value is, unless it overflows; and costs a tenth of looking at each.
+        if values.is_floating_point() and not (values.sum().isfinite() or values.isfinite().all()):
             raise ValueError(f"{name}: inputs, targets and weights are finite: one holds NaN or infinity")
     expected = {p.dtype for p in model.parameters() if p.is_floating_point()}
     for values in inputs:
@@ -484,10 +496,15 @@ class _Clock:
         return self._seconds
 
 
-def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head, epochs: int) -> None:
-    """Write an epoch: its numbers at most 500 times a run, its histograms 20 times."""
+def _due(n: int, number: int) -> bool:
+    """Whether epoch n is written: each of the first 2 · number, then every second, every fourth and so on."""
+    return n % (1 << max((n // number).bit_length() - 1, 0)) == 0
+
+
+def _log(logger: Logger, row: Mapping[str, float], report: Report) -> None:
+    """Write an epoch's numbers and histograms, the more seldom the longer the run is."""
     n, step = int(row["epoch"]), int(row["examples"])
-    if n % -(-epochs // 500) == 0 or n == 1:
+    if _due(n, 200):
         values = {
             **factors(report),
             **{f"eval/{key[4:]}": value for key, value in row.items() if key.startswith("val_")},
@@ -497,8 +514,8 @@ def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head, e
             "time/fps": row["examples"] / row["seconds"],
             "time/epoch": row["epoch"],
         }
-        if isinstance(plain(head), Categorical):
-            values["train/accuracy"] = accuracy(report, head)
+        if "accuracy" in row:
+            values["train/accuracy"] = row["accuracy"]
         logger.scalars(step, values)
-    if n % -(-epochs // 20) == 0 or n == 1:
+    if _due(n, 10):
         logger.distributions(step, report)

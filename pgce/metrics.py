@@ -27,6 +27,7 @@ __all__ = [
     "factors",
     "multilabel",
     "regression",
+    "right",
     "summary",
 ]
 
@@ -100,10 +101,25 @@ def accuracy(report: Report, head: Head) -> float:
         >>> accuracy(Report(logits, label, one, None, one.mean(), Batch(logits, {})), Categorical())
         0.75
     """
+    return _mean(right(report, head).float())
+
+
+def right(report: Report, head: Head) -> Tensor:
+    """Which examples' most probable class is the label (a dense target's largest entry), bool (B,).
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Categorical
+        >>> from pgce.metrics import right
+        >>> from pgce.trainer import Batch, Report
+        >>> logits, label, one = torch.eye(3), torch.tensor([0, 1, 0]), torch.ones(3)
+        >>> right(Report(logits, label, one, None, one.mean(), Batch(logits, {})), Categorical())
+        tensor([ True,  True, False])
+    """
     target = report.target
     if target.shape == report.logits.shape:
         target = target.argmax(-1)
-    return _mean((head.mode(report.logits) == target).float())
+    return head.mode(report.logits) == target
 
 
 def entropy(report: Report, head: PolicyHead) -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pgce.heads import Categorical, Head
+from pgce.targets import smooth
 
-__all__ = ["Reduction", "objective", "weighted", "weighted_cross_entropy"]
+__all__ = ["Reduction", "linear_cross_entropy", "objective", "weighted", "weighted_cross_entropy"]
 
 Reduction = Literal["mean", "weighted_mean", "sum", "none"] | float
 
@@ -120,18 +123,10 @@ def weighted_cross_entropy(
         Williams (1992), Simple statistical gradient-following algorithms for connectionist reinforcement
         learning: with the action taken as target and its return as weight this is REINFORCE.
     """
-    given = {"logits": logits, "target": target, "weight": weight, "mask": mask}
-    for name, value in given.items():
-        optional = name in ("weight", "mask")
-        if not (isinstance(value, Tensor) or (optional and value is None)):
-            raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
+    _check_tensors({"logits": logits, "target": target}, {"weight": weight, "mask": mask})
     head = Categorical() if head is None else head
     examples = head.examples(logits)
-    if weight is not None and weight.shape != examples:
-        raise ValueError(
-            f"one weight per example: weight has shape {tuple(weight.shape)}, "
-            f"logits describe examples of shape {tuple(examples)}"
-        )
+    _check_weight(weight, examples)
     if mask is not None:
         _check_mask(mask, logits, target, examples)
         logits, target = logits[mask], target[mask]
@@ -145,10 +140,291 @@ def weighted_cross_entropy(
     if not torch.compiler.is_compiling():
         head.check(logits, target)
         if not bool(loss.isfinite().all()):
-            raise _not_finite(logits, target, weight, cross_entropy)
+            raise _not_finite(logits=logits, target=target, weight=weight, cross_entropy=cross_entropy)
     if reduction == "none" and mask is not None:
         return loss.new_zeros(examples).masked_scatter(mask, loss)
     return loss
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    vocabulary_weight: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """`weighted_cross_entropy` of logits hidden · vocabulary_weightᵀ + bias that are never held at once.
+
+    For a large vocabulary: value and gradients are those of
+    `weighted_cross_entropy(F.linear(hidden, vocabulary_weight, bias), target, weight)`, in the memory of a
+    few rows of logits (where all of them are few, that form is faster). A scalar loss computes its gradients
+    in the forward pass, while a chunk's logits are there: weights are constants, so what backward brings is
+    one factor. "none", float16 and a second backward through one loss (`retain_graph=True`) compute the
+    logits again in backward.
+
+    Args:
+        hidden: (..., D), floating.
+        vocabulary_weight: (K, D), one row a class, of the type of `hidden`. Under `torch.autocast` the matrix
+            products run in its type. The softmax is computed in float32 (float64 stays), and gradients of
+            half precision are added up in float32.
+        target: class ids (...), or dense rows (..., K) that may be signed, where they fit.
+        weight: (...), one number an example, of either sign; None is 1.
+        bias: (K,), of the type of `hidden`; −inf forbids a class.
+        mask: (...), bool, True where an example counts. The others are left out before anything is computed.
+        reduction: as in `weighted_cross_entropy`.
+        label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · y + ε/K.
+        chunk_size: examples whose logits are held at a time (about four tensors of that size). None takes as
+            many as have 2²⁴ logits together, 64 MiB in float32, but no fewer than 64: each chunk goes once
+            over the whole matrix and its gradient.
+
+    Returns:
+        The loss in nats. A batch in which no example counts gives 0 with zero gradient.
+
+    Raises:
+        ValueError: as `weighted_cross_entropy`, or hidden, vocabulary_weight and bias do not fit together.
+        TypeError: an argument is no tensor.
+        RuntimeError: backward is called with create_graph=True (there is no second derivative).
+
+    Example:
+        >>> import torch
+        >>> from pgce.objective import linear_cross_entropy
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> vocabulary_weight = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, -1.0]], requires_grad=True)
+        >>> token, advantage = torch.tensor([0, 2]), torch.tensor([1.0, -2.0])
+        >>> loss = linear_cross_entropy(hidden, vocabulary_weight, token, advantage)
+        >>> loss
+        tensor(-1.7421, grad_fn=<_LinearCrossEntropyBackward>)
+        >>> loss.backward()
+        >>> vocabulary_weight.grad
+        tensor([[-0.1065, -0.4223],
+                [ 0.0533, -0.4223],
+                [ 0.0533,  0.8446]])
+
+    References:
+        Hsu et al. (2024), Liger kernel: efficient Triton kernels for LLM training (gradients by the chunk, in
+        the forward pass). Wijmans et al. (2024), Cut your losses in large-vocabulary language models.
+    """
+    # Not built upon F.linear_cross_entropy of torch 2.13: it weights classes, so that a weight a row needs
+    # its "none", more than twice as slow as this (benchmarks/linear_cross_entropy.py); and for smoothed or
+    # dense targets it holds all logits.
+    linear = {"hidden": hidden, "vocabulary_weight": vocabulary_weight}
+    optional = {"bias": bias, "weight": weight, "mask": mask}
+    _check_tensors(linear | {"target": target}, optional)
+    dtype = _check_linear(hidden, vocabulary_weight, bias)
+    for name, value in ({"target": target} | optional).items():
+        if value is not None and value.device != hidden.device:
+            raise ValueError(
+                f"hidden and {name} lie on one device: hidden is on {hidden.device}, {name} on {value.device}"
+            )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing lies in [0, 1]: label_smoothing is {label_smoothing}")
+    examples, classes = hidden.shape[:-1], len(vocabulary_weight)
+    if chunk_size is None:
+        chunk_size = max(64, 2**24 // classes)
+    elif not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ValueError(f"chunk_size is a whole number >= 1 or None: chunk_size is {chunk_size!r}")
+    _check_weight(weight, examples)
+    if mask is not None:
+        _check_mask(mask, hidden, target, examples)
+    target = target.detach()
+    head = Categorical()
+    dense = target.is_floating_point()
+    shape = (*examples, classes) if dense else examples
+    if target.shape != shape or target.dtype == torch.bool or target.is_complex():
+        # The head refuses it and says why, of tensors that hold nothing.
+        head.cross_entropy(torch.empty((*examples, classes), device="meta"), target.to("meta"))
+
+    rows = target.reshape(-1, classes) if dense else target.reshape(-1)
+    kept = None
+    if mask is not None:
+        hidden, weight = hidden[mask], None if weight is None else weight[mask]
+        kept = mask.flatten().nonzero().squeeze(1)
+        if not dense:  # dense rows are as large as the logits: taken from the caller's tensor by the chunk
+            rows, kept = rows[kept], None
+    if not dense:
+        head.check(vocabulary_weight.T, rows)  # reads K, the length of the last axis
+
+    def score(logits: Tensor, chunk: slice) -> Tensor:
+        y = rows[chunk] if kept is None else rows[kept[chunk]]
+        if label_smoothing and dense:
+            y = smooth(y, label_smoothing)
+        cross_entropy = head.cross_entropy(logits, y)
+        if label_smoothing and not dense:  # (1 − ε) · H(y) + ε · H(uniform), without making rows of the ids
+            z = logits.to(cross_entropy.dtype)
+            z_y = z.gather(1, y.long().unsqueeze(1)).squeeze(1)
+            cross_entropy = cross_entropy + label_smoothing * (z_y - z.mean(1))
+        return cross_entropy
+
+    ones = hidden.new_ones(hidden.shape[:-1], dtype=torch.promote_types(dtype, torch.float32))
+    coefficient = None
+    if reduction != "none":  # L = Σ c · H with the constants c = w / divisor
+        coefficient = (weighted(ones, weight) / _divisor(reduction, ones, weight)).flatten()
+    if not torch.is_grad_enabled():  # which ctx.needs_input_grad does not know
+        hidden, vocabulary_weight = hidden.detach(), vocabulary_weight.detach()
+        bias = None if bias is None else bias.detach()
+    loss: Tensor
+    cross_entropy: Tensor
+    loss, cross_entropy = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden.reshape(-1, hidden.shape[-1]), vocabulary_weight, bias, coefficient, score, chunk_size, dtype
+    )
+    cross_entropy = cross_entropy.view_as(ones)
+    if reduction == "none":
+        loss = weighted(cross_entropy, weight)
+    if not bool(loss.isfinite().all()):
+        raise _not_finite(
+            hidden=hidden,
+            vocabulary_weight=vocabulary_weight,
+            bias=bias,
+            target=target if mask is None else target[mask],
+            weight=weight,
+            cross_entropy=cross_entropy,
+        )
+    if reduction == "none" and mask is not None:
+        return loss.new_zeros(examples).masked_scatter(mask, loss)
+    return loss
+
+
+_Score = Callable[[Tensor, slice], Tensor]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """(Σ c · H, H) of rows hidden (N, D); without the coefficients c (N,) the sum is 0, and H differentiable.
+
+    `score(logits, rows)` is H of a chunk of rows from its logits, `dtype` the type of the matrix products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        coefficient: Tensor | None,
+        *how: Any,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.how, ctx.coefficient = how, coefficient
+        ctx.save_for_backward(hidden, matrix, bias)
+        # float16 waits for backward: without the factor of a gradient scaler, small gradients would be 0.
+        ahead = any(ctx.needs_input_grad) and how[-1] != torch.float16
+        needs = ctx.needs_input_grad[:3]
+        cross_entropy, ctx.gradients = _by_chunks(
+            hidden, matrix, bias, coefficient if ahead else None, needs, *how
+        )
+        if coefficient is None:
+            return cross_entropy.new_zeros(()), cross_entropy
+        ctx.mark_non_differentiable(cross_entropy)
+        return objective(cross_entropy, coefficient, 1.0), cross_entropy
+
+    @staticmethod
+    def backward(ctx: Any, on_loss: Tensor, on_cross_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # once_differentiable would return constants where the loss is the root
+            raise RuntimeError(
+                "linear_cross_entropy is differentiated once: create_graph is True "
+                "(weighted_cross_entropy has second derivatives)"
+            )
+        # Handed out, not kept: the gradients become the caller's, and a second backward computes them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is not None:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(on_loss)
+        else:
+            upstream = on_cross_entropy if ctx.coefficient is None else ctx.coefficient * on_loss
+            hidden, matrix, bias = ctx.saved_tensors
+            needs = ctx.needs_input_grad[:3]
+            _, gradients = _by_chunks(hidden, matrix, bias, upstream, needs, *ctx.how)
+        return (*gradients, None, None, None, None)
+
+
+def _by_chunks(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    coefficient: Tensor | None,
+    needs: tuple[bool, ...],
+    score: _Score,
+    chunk_size: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
+    """H of every row and, if c is given, the gradients of Σ c · H on hidden, matrix and bias where needed."""
+    given = (hidden, matrix, bias)
+    wide = torch.promote_types(dtype, torch.float32)
+    cross_entropy = hidden.new_empty(len(hidden), dtype=wide)
+    sums = [
+        torch.zeros_like(value, dtype=wide)
+        if value is not None and need and coefficient is not None
+        else None
+        for value, need in zip(given, needs, strict=True)
+    ]
+    on_hidden, on_matrix, on_bias = sums
+    x, matrix = hidden.detach().to(dtype), matrix.detach().to(dtype)
+    bias = None if bias is None else bias.detach().to(dtype)
+    # The types are chosen already, and backward may run outside the caller's autocast.
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(x), chunk_size):
+            rows = slice(start, start + chunk_size)
+            logits = F.linear(x[rows], matrix, bias)
+            with torch.set_grad_enabled(coefficient is not None):
+                chunk = score(logits.requires_grad_(coefficient is not None), rows)
+            cross_entropy[rows] = chunk.detach()
+            if coefficient is None:
+                continue
+            (on_logits,) = torch.autograd.grad(chunk, logits, coefficient[rows])
+            if on_hidden is not None:
+                on_hidden[rows] = on_logits @ matrix
+            if on_matrix is not None and dtype == wide:
+                on_matrix.addmm_(on_logits.T, x[rows])
+            elif on_matrix is not None:
+                on_matrix += on_logits.T @ x[rows]
+            if on_bias is not None:
+                on_bias += on_logits.sum(0, dtype=wide)
+    if coefficient is None:
+        return cross_entropy, None
+    return cross_entropy, tuple(
+        None if total is None or value is None else total.to(value.dtype)
+        for total, value in zip(sums, given, strict=True)
+    )
+
+
+def _check_linear(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> torch.dtype:
+    """The type of the products hidden · matrixᵀ + bias, of which shapes, types and devices fit together."""
+    values = {"hidden": hidden, "vocabulary_weight": matrix} | ({} if bias is None else {"bias": bias})
+    shapes = ", ".join(f"{name} has shape {tuple(value.shape)}" for name, value in values.items())
+    if hidden.ndim == 0 or matrix.ndim != 2 or len(matrix) == 0 or hidden.shape[-1] != matrix.shape[1]:
+        raise ValueError(f"hidden is (..., D) and vocabulary_weight (K, D) with K >= 1 classes: {shapes}")
+    if bias is not None and bias.shape != matrix.shape[:1]:
+        raise ValueError(f"bias is (K,), one number a class: {shapes}")
+    if len({value.device for value in values.values()}) > 1:
+        devices = ", ".join(f"{name} is on {value.device}" for name, value in values.items())
+        raise ValueError(f"{', '.join(values)} lie on one device: {devices}")
+    types = {value.dtype for value in values.values()}
+    device = hidden.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        types = {low if t.is_floating_point and t != torch.float64 else t for t in types}
+    if len(types) > 1 or not hidden.is_floating_point():
+        found = ", ".join(f"{name} has dtype {value.dtype}" for name, value in values.items())
+        raise ValueError(f"{', '.join(values)} have one floating type: {found}")
+    return types.pop()
+
+
+def _check_tensors(given: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
+    for name, value in (given | optional).items():
+        if not (isinstance(value, Tensor) or (name in optional and value is None)):
+            raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
+
+
+def _check_weight(weight: Tensor | None, examples: torch.Size) -> None:
+    if weight is not None and weight.shape != examples:
+        raise ValueError(
+            f"one weight per example: weight has shape {tuple(weight.shape)}, "
+            f"logits describe examples of shape {tuple(examples)}"
+        )
 
 
 def _divisor(reduction: Reduction, cross_entropy: Tensor, weight: Tensor | None) -> Tensor | float:
@@ -190,16 +466,21 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
         )
 
 
-def _not_finite(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor) -> ValueError:
+def _not_finite(**values: Tensor | None) -> ValueError:
     """The error that names the first value to blame for a loss that is NaN or infinite."""
-    allowed_logit = logits.isfinite() | (logits == -math.inf)  # −inf forbids a class
-    blame = {"logits": (logits, allowed_logit), "target": (target, target.isfinite())}
-    if weight is not None:
-        blame["weight"] = (weight, weight.isfinite())
-    blame["cross_entropy"] = (cross_entropy, cross_entropy.isfinite())
-    for name, (values, good) in blame.items():
+    for name, value in values.items():
+        if value is None:
+            continue
+        good = value.isfinite()
+        if name in ("logits", "bias"):
+            good |= value == -math.inf  # forbids a class
         if not bool(good.all()):
             index = tuple((~good).nonzero()[0].tolist())
-            why = ": the target has probability 0 under the logits" if name == "cross_entropy" else ""
-            return ValueError(f"the loss must be finite: {name} is {values[index].item()} at {index}{why}")
+            found = value[index].item()
+            why = ""
+            if name == "cross_entropy" and found == math.inf:
+                why = ": the target has probability 0 under the logits"
+            elif name == "cross_entropy":
+                why = ": its logits overflow, or all are −inf"
+            return ValueError(f"the loss must be finite: {name} is {found} at {index}{why}")
     return ValueError("the loss must be finite: the sum of weight × cross_entropy overflows")

@@ -59,7 +59,7 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
             parameters[key] = _to_json(value)
         except TypeError:
             parameters[key] = None
-            if key != "module":
+            if key not in ("module", "log"):
                 left_out.append(key)
     if left_out:
         warnings.warn(

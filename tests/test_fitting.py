@@ -68,7 +68,7 @@ def test_history_validation_and_stopping():
 
     def after(row, report):
         seen.append(row)
-        assert len(report.batch) == 1347 % 128
+        assert len(report.batch) == 128, "the last whole batch, not the rest of 67"
         return len(seen) == 3
 
     history = pgce.fit(
@@ -84,6 +84,10 @@ def test_history_validation_and_stopping():
     assert history["loss"][2] < history["loss"][0] < math.log(10) + 0.1
     assert history["val_accuracy"][2] > history["val_accuracy"][0]
     assert seen == history.epochs
+    assert history["accuracy"][2] > history["accuracy"][0]
+    # Of one batch: the share right before its update.
+    untrained = pgce.evaluate(network(0), (inputs, labels))["accuracy"]
+    assert fitted(batch_size=2000)[1]["accuracy"] == [pytest.approx(untrained)]
 
 
 def test_the_schedule_runs_to_its_end():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions
 
-from pgce.heads import Bernoulli, Categorical, Gaussian
+from pgce.heads import Bernoulli, Categorical, Gaussian, Laplace, Poisson, Transformed, logit_adjusted, noisy
 
 DOUBLE = torch.float64
 HEADS = {
@@ -19,6 +19,10 @@ HEADS = {
     "gaussian event": (Gaussian(0.3, event_dims=1), (6, 3)),
     "gaussian learned": (Gaussian("learned"), (6, 2)),
     "gaussian learned event": (Gaussian("learned", event_dims=1), (6, 3, 2)),
+    "laplace": (Laplace(0.7), (6,)),
+    "laplace event": (Laplace(event_dims=1), (6, 3)),
+    "poisson": (Poisson(), (6,)),
+    "poisson event": (Poisson(event_dims=1), (6, 3)),
 }
 
 
@@ -28,6 +32,10 @@ def reference(head, logits):
         return distributions.Categorical(logits=logits)
     if isinstance(head, Bernoulli):
         return distributions.Independent(distributions.Bernoulli(logits=logits), head.event_dims)
+    if isinstance(head, Poisson):
+        return distributions.Independent(distributions.Poisson(logits.exp()), head.event_dims)
+    if isinstance(head, Laplace):
+        return distributions.Independent(distributions.Laplace(logits, head.scale), head.event_dims)
     if head.scale == "learned":
         normal = distributions.Normal(logits[..., 0], logits[..., 1].exp())
     else:
@@ -58,16 +66,26 @@ def test_cross_entropy_is_minus_the_log_density(case):
     torch.testing.assert_close(gradient(ours, logits), gradient(theirs, logits))
 
 
+def test_the_mean_is_torch_s(case):
+    head, logits = case
+    expected = logits.softmax(-1) if isinstance(head, Categorical) else reference(head, logits).mean
+    torch.testing.assert_close(head.mean(logits), expected)
+
+
 def test_entropy_is_torch_s(case):
     head, logits = case
+    if isinstance(head, Poisson):
+        pytest.skip("has no closed form")
     torch.testing.assert_close(head.entropy(logits), reference(head, logits).entropy())
 
 
 def test_entropy_target_has_the_gradient_of_the_entropy(case):
     """Signed targets: their cross-entropy's gradient is that of H, differentiated by autograd."""
     head, logits = case
+    if isinstance(head, Poisson):
+        pytest.skip("has no closed form")
     ours = gradient(head.cross_entropy(logits, head.entropy_target(logits)), logits)
-    if isinstance(head, Gaussian) and head.scale != "learned":
+    if isinstance(head, Laplace) or (isinstance(head, Gaussian) and head.scale != "learned"):
         theirs = torch.zeros_like(ours)  # the entropy is a constant
     else:
         theirs = gradient(head.entropy(logits), logits)
@@ -121,12 +139,48 @@ def test_samples_follow_p():
     fixed = Gaussian(3.0).sample(torch.zeros(n), generator)
     assert abs(fixed.std() - 3.0) < 5 * 3.0 / math.sqrt(2 * n)
 
+    wide = Laplace(2.0).sample(torch.full((n,), 5.0), generator)
+    assert abs((wide - 5).abs().mean() - 2.0) < 5 * 2.0 / math.sqrt(n)
+    counts = Poisson().sample(torch.full((n,), 1.2), generator)
+    assert abs(counts.mean() - math.exp(1.2)) < 5 * math.sqrt(math.exp(1.2) / n)
+
 
 def test_the_generator_decides_the_draw(case):
     head, logits = case
     one, again, other = (head.sample(logits.detach(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other) or not one.is_floating_point()
+
+
+def test_a_transform_is_for_training_only():
+    logits = torch.randn(6, 3, dtype=DOUBLE)
+    head = Transformed(lambda z: z * torch.tensor([0.0, 1.0, -5.0], dtype=DOUBLE))
+    target = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert not torch.equal(head.cross_entropy(logits, target), Categorical().cross_entropy(logits, target))
+    for method in ("mode", "mean", "examples"):
+        ours, theirs = (getattr(h, method)(logits) for h in (head, Categorical()))
+        assert ours == theirs if method == "examples" else torch.equal(ours, theirs)
+    one, two = (h.sample(logits, torch.Generator().manual_seed(0)) for h in (head, Categorical()))
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match=r"class ids lie in 0\.\.2"):
+        head.check(logits, target + 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Laplace(0.0), "scale is 0.0"),
+        (lambda: Poisson().check(torch.zeros(2), torch.tensor([0.0, -2.0])), "target holds -2"),
+        (lambda: logit_adjusted(torch.zeros(2, 3), torch.ones(2)), r"3 classes: it has shape \(2,\)"),
+        (lambda: logit_adjusted(torch.zeros(2), torch.tensor([1.0, 0.0])), "smallest 0"),
+        (lambda: noisy(torch.zeros(2, 3), torch.eye(2)), r"K = 3 classes: it has shape \(2, 2\)"),
+        (lambda: Laplace().cross_entropy(torch.zeros(2), torch.zeros(3)), "one target a location"),
+        (lambda: Poisson().cross_entropy(torch.zeros(2), torch.zeros(3)), "one target a rate"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "fixed", None])

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pytest
 import torch
 
 from pgce.heads import Categorical
-from pgce.metrics import accuracy, entropy, explained_variance, factors
+from pgce.logger import TAGS
+from pgce.metrics import (
+    LOWER_IS_BETTER,
+    accuracy,
+    calibration,
+    classification,
+    entropy,
+    explained_variance,
+    factors,
+    multilabel,
+    regression,
+)
 from pgce.trainer import Batch, Report
 
 
@@ -42,3 +55,68 @@ def test_entropy_and_explained_variance():
     assert explained_variance(report(torch.zeros(3), value)) == 0
     assert explained_variance(report(value + 5, value)) == 1, "a constant error varies nothing"
     assert math.isnan(explained_variance(report(value, torch.ones(3))))
+
+
+def problem(classes, size=300):
+    g = torch.Generator().manual_seed(0)
+    p = torch.randn(size, classes, generator=g).mul(2).softmax(-1)
+    return torch.multinomial(p, 1, generator=g)[:, 0], p
+
+
+@pytest.mark.parametrize("classes", [2, 4, 8])
+def test_classification_by_hand(classes):
+    y, p = problem(classes)
+    scores = classification(y, p)
+    guess = p.argmax(1)
+    assert scores["accuracy"] == pytest.approx((guess == y).double().mean().item())
+    recall = [(guess[y == k] == k).double().mean().item() for k in range(classes)]
+    assert scores["balanced_accuracy"] == pytest.approx(np.mean(recall))
+    assert scores["log_loss"] == pytest.approx(
+        -p.double()[torch.arange(300), y].log().mean().item(), rel=1e-5
+    )
+    error = (p - torch.nn.functional.one_hot(y, classes)).square()
+    brier = error[:, 1].mean() if classes == 2 else error.sum(1).mean()
+    assert scores["brier"] == pytest.approx(brier.item(), rel=1e-4)
+    assert ("top_5_accuracy" in scores) == (classes > 5)
+    assert 0.5 < scores["roc_auc"] < 1
+
+
+def test_the_calibration_error_by_hand():
+    y, p = problem(4)
+    confidence, right = p.max(1).values.double(), (p.argmax(1) == y).double()
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            expected += (confidence[inside].mean() - right[inside].mean()).abs() * inside.double().mean()
+    assert classification(y, p)["ece"] == pytest.approx(float(expected), abs=1e-9)
+    assert calibration(y, p)[2].sum() == 300
+    sure = torch.eye(4)[y]
+    assert classification(y, sure)["ece"] == 0
+
+
+def test_a_class_that_does_not_occur_leaves_the_roc_curve_out():
+    scores = classification(torch.tensor([0, 1, 1]), torch.eye(3)[[0, 1, 2]])
+    assert "roc_auc" not in scores
+    assert scores["balanced_accuracy"] == 0.75
+
+
+def test_multilabel_and_regression():
+    y, p = torch.tensor([[1, 0], [1, 1], [0, 1]]), torch.tensor([[0.9, 0.2], [0.8, 0.4], [0.3, 0.7]])
+    scores = multilabel(y, p)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["label_accuracy"] == pytest.approx(5 / 6)
+    assert scores["roc_auc"] == 1
+    assert "roc_auc" not in multilabel(torch.ones(3, 2), p)
+    assert regression(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])) == {
+        "mse": 0.5,
+        "mae": 0.5,
+        "r2": 0.5,
+    }
+
+
+def test_every_metric_has_a_tag_and_a_direction():
+    names = {*classification(*problem(8)), *regression(torch.ones(2), torch.ones(2)), "loss"}
+    names |= set(multilabel(torch.tensor([[1, 0], [0, 1]]), torch.eye(2)))
+    assert {f"eval/{name}" for name in names} <= TAGS.keys()
+    assert names >= LOWER_IS_BETTER

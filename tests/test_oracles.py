@@ -60,9 +60,11 @@ def test_classifier(row):
     settings, textbook = CLASSIFIERS[row]
     torch.manual_seed(0)
     model = mlp(4, 5).double()
-    inputs, labels = torch.randn(30, 4, dtype=DOUBLE), torch.randint(5, (30,))
-    term = pgce.Term(Categorical(), Supervised(**settings).target)
-    ours = our_gradients(model, {"label": term}, pgce.Batch(inputs, {"target": labels}))
+    inputs, labels = torch.randn(30, 4, dtype=DOUBLE), torch.arange(30) % 5
+    step = {"optimizer": "sgd", "learning_rate": 1.0, "epochs": 1, "batch_size": 30, "device": "cpu"}
+    estimator = Supervised(**settings, **step, lr_schedule="constant").estimator("classification")
+    trained = estimator.set_params(module=model).fit(inputs.numpy(), labels.numpy()).module_
+    ours = [a.detach() - b.detach() for a, b in zip(model.parameters(), trained.parameters(), strict=True)]
     assert_equal(ours, gradients(model, textbook(model(inputs), labels)))
 
 

@@ -21,6 +21,8 @@ from pgce.checkpoint import load_tensors
 from pgce.logger import TAGS
 from pgce.run import train_or_exit
 
+PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
+CLASSIFIER_FILES = ["estimator.json", *PROJECTOR]
 FILES = ["command.txt", "config.json", "model.safetensors", "result.json", "versions.json"]
 
 
@@ -68,19 +70,19 @@ def test_supervised_by_script_and_from_python(repository, tmp_path):
     assert same(by_script) == same(run.result)
     assert run.result["examples"] == 5 * 112
     data = pgce.envs.datasets.load("iris")
-    right = pgce.predict(run.model, data.test_inputs).numpy() == data.test_labels
+    right = run.model.predict(data.test_inputs) == data.test_labels
     assert right.mean() == run.result["test_accuracy"]
 
 
-def check_folder(run, learner):
-    assert sorted(f.name for f in run.path.iterdir() if "tfevents" not in f.name) == FILES
+def check_folder(run, learner, model, files):
+    assert sorted(f.name for f in run.path.iterdir() if "tfevents" not in f.name) == sorted(files)
     assert len(list(run.path.glob("*tfevents*"))) == 1
     assert json.loads((run.path / "result.json").read_text()) == run.result
     assert json.loads((run.path / "config.json").read_text())["seed"] == 3
     assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__
     words = shlex.split((run.path / "command.txt").read_text())
     assert words[:3] == ["python", "-m", f"pgce.agents.{learner}"]
-    saved, state = load_tensors(run.path / "model.safetensors"), run.model.state_dict()
+    saved, state = load_tensors(run.path / "model.safetensors"), model.state_dict()
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[k], state[k]) for k in saved)
     events = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
@@ -96,7 +98,7 @@ def test_the_folder_of_an_agent(tmp_path):
     )  # fmt: skip
     run = agent.train("CartPole-v1", total_timesteps=12_000)
     assert run.path.name.startswith("CartPole-v1__reinforce__3__")
-    events, words = check_folder(run, "reinforce")
+    events, words = check_folder(run, "reinforce", run.model, FILES)
     assert {"objective/weight_mean", "objective/cross_entropy", "rollout/ep_rew_mean"} <= set(
         events.Tags()["scalars"]
     )
@@ -115,10 +117,16 @@ def test_the_folder_of_an_agent(tmp_path):
 def test_the_folder_of_a_classifier(tmp_path):
     settings = Supervised(seed=3, epochs=4, label_smoothing=0.1, quiet=True, runs_dir=str(tmp_path))
     run = settings.train("wine")
-    events, _ = check_folder(run, "supervised")
+    events, _ = check_folder(run, "supervised", run.model.module_, [*FILES, *CLASSIFIER_FILES])
     accuracy = events.Scalars("eval/accuracy")
     assert [event.step for event in accuracy] == [133, 266, 399, 532]
     assert accuracy[-1].value == pytest.approx(run.result["test_accuracy"])
+    assert {"eval/confusion_matrix", "eval/reliability"} <= set(events.Tags()["images"])
+    curves = {f"eval/pr_curve/class_{k}" for k in range(3)}
+    assert {tag for tag in events.Tags()["tensors"] if tag.startswith("eval/pr_curve")} == curves
+    X, classifier = pgce.envs.datasets.load("wine").test_inputs, pgce.load(run.path)
+    assert (classifier.predict_proba(X) == run.model.predict_proba(X)).all()
+    assert classifier.get_params()["label_smoothing"] == 0.1
 
 
 def test_an_environment_of_one_s_own_module(tmp_path, monkeypatch):
@@ -195,7 +203,8 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
     result = json.loads(output.splitlines()[-1])
     assert result["stopped"] == "interrupt"
     assert "Traceback" not in errors
-    assert sorted(f for f in os.listdir(folder) if "tfevents" not in f) == FILES
+    files = [*FILES, *CLASSIFIER_FILES, "eval_penultimate.png"] if learner == "supervised" else FILES
+    assert sorted(f for f in os.listdir(folder) if "tfevents" not in f) == sorted(files)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,11 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
         (Supervised, ["--device", "tpu"], "it is 'tpu'"),
         (Supervised, ["--epochs", "0"], "epochs is at least 1: it is 0"),
         (Supervised, ["--label-smoothing", "2"], "epsilon is 2.0"),
-        (Supervised, ["--label-smoothing", ".1", "--soft-labels", ".9", ".1"], "smoothed or soft"),
+        (Supervised, ["--confidence", ".9", "--soft-labels", ".9", ".1"], "exclude each other: confidence"),
+        (Supervised, ["--huber-delta", "1"], "huber_delta: not a rule of classification"),
+        (Supervised, ["--data", "diabetes", "--focal-gamma", "1"], "focal_gamma: not a rule of regression"),
+        (Supervised, ["--data", "digit"], "did you mean"),
+        (Supervised, ["--pos-weight", "2"], "several labels a row, y has one: pos_weight"),
         (Supervised, ["--soft-labels", ".1", ".9"], "on is 0.1, off is 0.9"),
         (Supervised, ["--learning-rate", "nan"], "it is nan"),
     ],
@@ -233,9 +246,9 @@ def test_threads_are_set_for_the_run_and_given_back(tmp_path):
         seen = []
 
         class Spy(Supervised):
-            def target(self, logits, batch):
+            def estimator(self, task):
                 seen.append(torch.get_num_threads())
-                return super().target(logits, batch)
+                return super().estimator(task)
 
         Spy(epochs=1, quiet=True, runs_dir=str(tmp_path)).train("iris")
         assert set(seen) == {1}

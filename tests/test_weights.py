@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pgce.weights import one, whiten
+from pgce import weights
+from pgce.weights import one, product, whiten
 
 
 def test_whitening_uses_only_the_rows_that_count():
@@ -39,3 +41,42 @@ def test_rounding_is_not_turned_into_noise():
 
 def test_the_weight_one_multiplies_nothing():
     assert one(torch.ones(3), None) is None
+
+
+def test_a_product_of_rules_takes_columns_and_leaves_ones_out():
+    cross_entropy, batch = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), {"each": torch.tensor([2.0, 3.0])}
+    assert product(one)(cross_entropy, batch) is None
+    double = product("each", one, lambda h, b: h)(cross_entropy, batch)
+    assert double.tolist() == [[2.0, 4.0], [9.0, 12.0]]
+    assert product("each")(cross_entropy, batch).tolist() == [[2.0, 2.0], [3.0, 3.0]]
+    with pytest.raises(ValueError, match=r"each gives shape \(2, 1\), cross_entropy has shape \(3, 2\)"):
+        product("each")(torch.ones(3, 2), batch)
+
+
+def test_class_weights_by_frequency():
+    number = torch.tensor([90.0, 9.0, 1.0], dtype=torch.float64)
+    inverse = weights.inverse_frequency(number)
+    torch.testing.assert_close(inverse * number, torch.full((3,), 100 / 3, dtype=torch.float64))
+    effective = weights.effective_number(number, beta=0.9)
+    published = (1 - 0.9) / (1 - 0.9**number)
+    torch.testing.assert_close(effective, published * 3 / published.sum())
+    assert weights.effective_number(number, beta=0.0).tolist() == [1, 1, 1]
+    close = weights.effective_number(number, beta=1 - 1e-9)
+    torch.testing.assert_close(close, inverse * 3 / inverse.sum(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: weights.inverse_frequency(torch.tensor([3, 0, 1])), r"there is none of \[1\], of K = 3"),
+        (lambda: weights.effective_number(torch.tensor([3, 1]), beta=1.0), "it is 1.0"),
+        (lambda: weights.focal(torch.ones(1), gamma=-1.0), "it is -1.0"),
+        (lambda: weights.gce(torch.ones(1), q=1.1), "it is 1.1"),
+        (lambda: weights.huber(torch.ones(1), delta=0.0), "delta is positive: it is 0.0"),
+        (lambda: weights.pinball(torch.ones(1), {}, tau=0.0), "tau lies in"),
+        (lambda: weights.asymmetric(torch.ones(1), {}, clip=1.0), "the clip lies in"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,43 @@
+"""What the benchmarks share: results as CSV, interquartile means, tables in the README."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The rows of a committed CSV."""
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(name: str, rows: list[dict[str, object]]) -> None:
+    """Write rows to a CSV."""
+    with (RESULTS / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def iqm(values: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over the first axis, and the ends of its 95 % bootstrap interval."""
+    mean = stats.trim_mean(values, 0.25)
+    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
+    low, high = np.quantile(stats.trim_mean(values[draws], 0.25, axis=1), (0.025, 0.975), axis=0)
+    return mean, low, high
+
+
+def put_into_readme(marker: str, table: str) -> None:
+    """Replace what stands between <!-- marker --> and <!-- /marker -->."""
+    readme = ROOT / "README.md"
+    start, rest = readme.read_text(encoding="utf-8").split(f"<!-- {marker} -->")
+    _, end = rest.split(f"<!-- /{marker} -->")
+    text = f"{start}<!-- {marker} -->\n{table}\n<!-- /{marker} -->{end}"
+    readme.write_text(text, encoding="utf-8")
