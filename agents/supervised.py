@@ -81,6 +81,8 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
         kind = pgce.Regressor if regresses else pgce.Classifier
         shared = {name: getattr(self, name) for name in kind().get_params() if hasattr(self, name)}
         shared |= {"schedule": self.lr_schedule, "random_state": self.seed}
+        if self.weight_decay is not None:
+            shared["optimizer_options"] = {"weight_decay": self.weight_decay}
         if self.teacher is not None:
             shared["teacher"] = pgce.load(self.teacher)
         return kind(**shared)

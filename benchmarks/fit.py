@@ -1,28 +1,27 @@
 """What an epoch of `pgce.fit` costs beside a loop written by hand, and beside skorch.
 
-    python benchmarks/fit.py       60,000 × 784 → 128 → 10, batches of 128, Adam; one thread (a minute)
+    python benchmarks/fit.py          60,000 × 784 → 128 → 10, batches of 128, Adam, one thread (a minute)
+    python benchmarks/fit.py --show   make the table from the committed CSV only
 
-skorch is measured if it is installed (pip install skorch). All take turns in one process; a ratio is the
-median of the ratios within a turn.
+Needs skorch (pip install skorch). All take turns in one process; a ratio is the median of the turns'.
 """
 
 from __future__ import annotations
 
-import csv
 import platform
+import sys
 import time
 import warnings
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from shared import put_into_readme, read, write
 from torch import nn
 
 import pgce
 
-RESULTS = Path(__file__).parent / "results" / "fit.csv"
 EXAMPLES, FEATURES, HIDDEN, CLASSES, BATCH, TURNS = 60_000, 784, 128, 10, 128, 7
 
 
@@ -40,8 +39,8 @@ def by_hand(inputs, labels, fused=False):
         optimizer.step()
 
 
-def by_pgce(inputs, labels):
-    pgce.fit(network(), (inputs, labels), epochs=1, batch_size=BATCH, device="cpu")
+def by_pgce(inputs, labels, precision="float32"):
+    pgce.fit(network(), (inputs, labels), epochs=1, batch_size=BATCH, precision=precision, device="cpu")
 
 
 def by_classifier(inputs, labels):
@@ -59,7 +58,9 @@ def by_skorch(inputs, labels):
     net.fit(inputs, labels)
 
 
-def main() -> None:
+def measure() -> None:
+    import skorch
+
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     generator = torch.Generator().manual_seed(0)
@@ -69,16 +70,10 @@ def main() -> None:
         "by hand": by_hand,
         "by hand, fused Adam": lambda x, y: by_hand(x, y, fused=True),
         "pgce.fit": by_pgce,
+        "pgce.fit, bfloat16": lambda x, y: by_pgce(x, y, "bfloat16"),
         "pgce.Classifier": by_classifier,
-        "skorch": by_skorch,
+        f"skorch {skorch.__version__}": by_skorch,
     }
-    try:
-        import skorch
-    except ImportError:
-        del programs["skorch"]
-        print("skorch is not installed: left out")
-    else:
-        print(f"skorch {skorch.__version__}", end=", ")
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread")
     seconds = defaultdict(list)
     for turn in range(TURNS + 1):
@@ -87,20 +82,26 @@ def main() -> None:
             program(inputs, labels)
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
-    base = np.array(seconds["by hand"])
     rows = []
     for name, values in seconds.items():
-        ratios = np.array(values) / base
-        low, median, high = np.percentile(ratios, [25, 50, 75])
-        rows.append([name, f"{np.median(values):.3f}", f"{median:.3f}", f"{low:.3f}", f"{high:.3f}"])
-        print(
-            f"{name:22s} {np.median(values):6.3f} s an epoch, {median:.2f} [{low:.2f}, {high:.2f}] × by hand"
-        )
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["program", "seconds", "ratio to by hand", "25 %", "75 %"])
-        writer.writerows(rows)
+        row: dict[str, object] = {"program": name, "seconds": f"{np.median(values):.3f}"}
+        for other in ("by hand", f"skorch {skorch.__version__}"):
+            low, median, high = np.percentile(np.array(values) / seconds[other], [25, 50, 75])
+            row[f"× {other.split()[0]}"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(row)
+    write("fit.csv", rows)
+
+
+def table() -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| 60,000 × 784 → 128 → 10, batches of 128 | s an epoch | × by hand [quartiles] | × skorch |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join(lines + [f"| {' | '.join(row.values())} |" for row in read("fit.csv")])
 
 
 if __name__ == "__main__":
-    main()
+    if "--show" not in sys.argv:
+        measure()
+    put_into_readme("fit", table())

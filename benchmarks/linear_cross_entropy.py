@@ -2,7 +2,7 @@
 
     python benchmarks/linear_cross_entropy.py                       both sizes (ten minutes), and the CSV
     python benchmarks/linear_cross_entropy.py --size 512 64 1000    one size B D K, no CSV
-    python benchmarks/linear_cross_entropy.py --show                the tables of the committed CSV
+    python benchmarks/linear_cross_entropy.py --show                the tables from the committed CSV only
 
 Every measurement is a fresh process, the forms take turns, and each is warmed up on a few rows. Memory is the
 peak of the resident set above what inputs and gradients take (Linux; elsewhere it is left out).
@@ -11,7 +11,6 @@ peak of the resident set above what inputs and gradients take (Linux; elsewhere 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -19,13 +18,21 @@ import sys
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "linear_cross_entropy.csv"
+from shared import put_into_readme, read, write
+
 SIZES = [(4096, 512, 128_256), (512, 64, 1000)]  # examples B, features D, classes K
 FORMS = {
     "plain": "F.linear + weighted_cross_entropy",
     "pgce": "linear_cross_entropy",
     "torch none": 'torch F.linear_cross_entropy, reduction="none", times the weight',
     "torch mean": 'torch F.linear_cross_entropy, reduction="mean", UNWEIGHTED: it has no weight a row',
+}
+
+SHORT = {
+    "plain": "logits held",
+    "pgce": "`linear_cross_entropy`",
+    "torch none": "torch's, each row, then weighted",
+    "torch mean": "torch's, *unweighted*",
 }
 
 
@@ -171,6 +178,19 @@ def show(rows):
         print(f"{form:12}{meaning}")
 
 
+def table() -> str:
+    """The committed results as a Markdown table."""
+    lines = [
+        "| B × D × K | form | s, median | × plain | MiB beyond inputs and gradients | × plain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in read("linear_cross_entropy.csv"):
+        size = f"{int(row['B']):,} × {row['D']} × {int(row['K']):,}" if row["form"] == "plain" else ""
+        cells = [size, SHORT[row["form"]], row["seconds_median"], row["time_ratio"], row["mib_beyond_median"]]
+        lines.append(f"| {' | '.join([*cells, row['memory_ratio']])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -185,18 +205,14 @@ def main() -> None:
     if given.child:
         child(given.child, given.size, given.threads, given.calls)
         return
-    if given.show:
-        with RESULTS.open(newline="") as file:
-            show(list(csv.DictReader(file)))
+    if given.size:
+        show(measure(tuple(given.size), given.threads, given.rounds))
         return
-    sizes = [tuple(given.size)] if given.size else SIZES
-    rows = [row for size in sizes for row in measure(size, given.threads, given.rounds)]
-    if not given.size:
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    show(rows)
+    if not given.show:
+        rows = [row for size in SIZES for row in measure(size, given.threads, given.rounds)]
+        write("linear_cross_entropy.csv", rows)
+    show(read("linear_cross_entropy.csv"))
+    put_into_readme("linear", table())
 
 
 if __name__ == "__main__":

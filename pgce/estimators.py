@@ -838,12 +838,12 @@ def _is_off(value: Any) -> bool:
     return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
 
 
-def _positive(share: Tensor) -> Tensor:
-    """Which examples have a positive weight, (B,)."""
+def _positive(share: Tensor) -> Tensor | slice:
+    """Which examples have a positive weight, (B,); all of them without a copy."""
     counts = share > 0
     if not bool(counts.any()):
         raise ValueError("an example with a positive weight is needed: every sample_weight is 0")
-    return counts
+    return slice(None) if bool(counts.all()) else counts
 
 
 def _numbers(target: Tensor, share: Tensor, classes: int) -> Tensor:

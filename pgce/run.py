@@ -58,6 +58,8 @@ class Learner:
     """Updates over which the learning rate climbs to its full value."""
     max_grad_norm: float | None = None
     """Limit of the gradient's Euclidean norm."""
+    weight_decay: float | None = None
+    """Weight decay; None is the optimizer's own, 0.01 of adamw, else 0."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     activation: Activation = "tanh"
@@ -100,6 +102,7 @@ class Learner:
             "schedule": self.lr_schedule,
             "warmup_steps": self.warmup_steps,
             "max_grad_norm": self.max_grad_norm,
+            **({} if self.weight_decay is None else {"weight_decay": self.weight_decay}),
         }
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:

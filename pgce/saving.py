@@ -25,8 +25,8 @@ _MODEL, _SETTINGS = "model.safetensors", "estimator.json"
 def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     """Write a trained estimator into a folder, as estimator.json and model.safetensors.
 
-    A network of one's own is given again at loading. Settings that only training reads and that JSON cannot
-    hold (a rule or a teacher of one's own, a log) are left out, with a warning.
+    A network of one's own is given again at loading. Log and teacher, which only training reads, are left
+    out; and, with a warning, other settings that JSON cannot hold, such as a rule of one's own.
 
     Args:
         estimator: trained.
@@ -59,7 +59,7 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
             parameters[key] = _to_json(value)
         except TypeError:
             parameters[key] = None
-            if key not in ("module", "log"):
+            if key not in ("log", "module", "teacher"):
                 left_out.append(key)
     if left_out:
         warnings.warn(

@@ -18,7 +18,7 @@ from pgce.data import as_batch
 from pgce.heads import Bernoulli, Categorical, Gaussian, Transformed, tempered
 from pgce.samplers import balanced, weighted
 from pgce.targets import distilled, mixup, one_hot
-from pgce.weights import per_class, product
+from pgce.weights import focal, per_class, product
 
 DOUBLE = torch.float64
 
@@ -359,6 +359,23 @@ def test_compiling_changes_nothing_but_time():
     plain, _ = fitted(optimizer="sgd", learning_rate=0.1)
     compiled, _ = fitted(optimizer="sgd", learning_rate=0.1, compile=True)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_cuda_device_trains_as_the_cpu_does(precision):
+    inputs, labels = digits()
+    data = (inputs.float(), labels, torch.rand(len(labels)))
+    losses = {}
+    for device in ("cpu", "cuda"):
+        model = network(0).float()
+        rule = product("sample_weight", partial(per_class, class_weight=torch.linspace(1, 2, 10)), focal)
+        used = precision if device == "cuda" else "float32"
+        pgce.fit(model, data, weight=rule, epochs=5, learning_rate=0.01, precision=used, device=device)
+        assert next(model.parameters()).device.type == device
+        losses[device] = pgce.evaluate(model, data)["loss"]
+        assert pgce.predict_proba(model, data[0]).device.type == "cpu"
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.05)
 
 
 X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)

@@ -55,7 +55,12 @@ def test_links_and_make_targets_exist(readme, repository):
 
 def test_the_results_are_the_committed_ones(readme, repository, monkeypatch):
     monkeypatch.syspath_prepend(repository / "benchmarks")
-    for name, marker in (("learning", "results"), ("rules", "rules")):
+    for name, marker in (
+        ("learning", "results"),
+        ("rules", "rules"),
+        ("fit", "fit"),
+        ("linear_cross_entropy", "linear"),
+    ):
         benchmark = runpy.run_path(str(repository / "benchmarks" / f"{name}.py"))
         shown = readme.split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]
         assert shown == benchmark["table"]()

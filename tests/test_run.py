@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -313,3 +314,27 @@ def test_reinforce_learns_continuous_actions(tmp_path):
     )  # fmt: skip
     run = agent.train("pgce-test/Point-v0", total_timesteps=40_000)
     assert run.result["eval_mean"] > -0.1, "2.25 at the start"
+
+
+def test_a_csv_a_teacher_and_regression_by_script(tmp_path):
+    pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    species = np.where(x[:, 0] > 0, "cat", "dog")
+    lines = [f"{a},{b},{s}" for (a, b), s in zip(x, species, strict=True)]
+    (tmp_path / "pets.csv").write_text("\n".join(["weight,length,species", *lines]))
+    settings = {"quiet": True, "runs_dir": str(tmp_path / "runs"), "epochs": 20}
+    source = str(tmp_path / "pets.csv")
+    teacher = Supervised(target="species", class_weight="balanced", **settings).train(source)
+    assert teacher.result["test_accuracy"] > 0.9
+    assert teacher.model.predict(pgce.envs.datasets.load(source, "species").test_inputs).shape == (50,)
+    student = Supervised(target="species", teacher=str(teacher.path), teacher_share=1.0, **settings)
+    assert student.train(source).result["test_accuracy"] > 0.9
+    run = Supervised(huber_delta=30.0, hidden_sizes=(), early_stopping=True, **settings).train("diabetes")
+    assert run.result["test_r2"] > 0.3
+    assert run.result["examples"] < 20 * 332, "a tenth is held out for early stopping"
+
+
+def test_images_are_mixed_as_images(tmp_path):
+    run = Supervised(cutmix=1.0, epochs=2, quiet=True, runs_dir=str(tmp_path)).train("digits")
+    assert run.model.predict(pgce.envs.datasets.load("digits").test_inputs.reshape(-1, 8, 8)).shape == (450,)
