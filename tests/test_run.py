@@ -330,9 +330,10 @@ def test_a_csv_a_teacher_and_regression_by_script(tmp_path):
     assert teacher.model.predict(pgce.envs.datasets.load(source, "species").test_inputs).shape == (50,)
     student = Supervised(target="species", teacher=str(teacher.path), teacher_share=1.0, **settings)
     assert student.train(source).result["test_accuracy"] > 0.9
-    run = Supervised(huber_delta=30.0, hidden_sizes=(), early_stopping=True, **settings).train("diabetes")
-    assert run.result["test_r2"] > 0.3
-    assert run.result["examples"] < 20 * 332, "a tenth is held out for early stopping"
+    regression = {"hidden_sizes": (), "learning_rate": 0.02, "early_stopping": True}
+    run = Supervised(huber_delta=30.0, **regression, **settings).train("diabetes")
+    assert run.result["test_r2"] > 0.2
+    assert run.result["examples"] <= 20 * 297 < 20 * 331, "a tenth is held out for early stopping"
 
 
 def test_images_are_mixed_as_images(tmp_path):
