@@ -6,10 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pgce.agents.a2c import A2C
+    from pgce.agents.awr import AWR
+    from pgce.agents.cem import CEM
+    from pgce.agents.ppo import PPO
     from pgce.agents.reinforce import Reinforce
+    from pgce.agents.rloo import RLOO
     from pgce.agents.supervised import Supervised
+    from pgce.agents.vtrace import VTrace
 
-__all__ = ["Reinforce", "Supervised"]
+__all__ = ["A2C", "AWR", "CEM", "PPO", "RLOO", "Reinforce", "Supervised", "VTrace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,10 +20,9 @@ from pgce.policy_gradient import Agent
 from pgce.run import main
 
 if TYPE_CHECKING:
-    from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
-    from pgce.trainer import Batch, Term
+    from pgce.trainer import Batch
 
 
 @dataclass(kw_only=True)
@@ -50,21 +49,10 @@ class Reinforce(Agent):
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
 
-    def terms(self, head: PolicyHead) -> dict[str, Term]:
-        """The weighted cross-entropy of the actions, and what goes with it."""
-        policy = pgce.Term(head, target="action", weight="advantage", output="policy")
-        value = pgce.Term(pgce.heads.Gaussian(), "return", coefficient=self.vf_coef, output="value")
-        terms = {"policy": policy}
-        if self.baseline == "critic":
-            terms["value"] = value
-        if self.ent_coef:
-            terms["entropy"] = pgce.Term(
-                head,
-                target=lambda logits, batch: head.entropy_target(logits),
-                coefficient=-self.ent_coef,
-                output="policy",
-            )
-        return terms
+    @property
+    def critic(self) -> bool:
+        """Whether a value is learned beside the policy."""
+        return self.baseline == "critic"
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The columns "return" and "advantage", once a rollout."""
@@ -83,10 +71,7 @@ class Reinforce(Agent):
             value = returns[valid].mean() / (1 - rest[valid].mean()).clamp(min=1e-3)
             returns = returns + rest * value
         advantage = returns - value
-        if self.norm_adv:
-            rounding = 1e-5 * returns[valid].abs().max()
-            center = self.baseline != "none"
-            advantage = pgce.weights.whiten(advantage, valid, center=center, floor=rounding)
+        advantage = self.standardised(advantage, returns, valid, center=self.baseline != "none")
         return rollout.batch({"return": returns, "advantage": advantage})
 
 

@@ -61,6 +61,8 @@ TAGS = {
     "train/entropy": "mean entropy of the policy, in nats",
     "train/value_loss": "the value term of the objective",
     "train/explained_variance": "1 − Var(return − value)/Var(return): 1 is perfect",
+    "train/approx_kl": "mean ρ − 1 − log ρ of the last step, in nats; ρ the ratio to the policy that acted",
+    "train/clip_fraction": "share of the last step's actions whose weight the clip set to 0",
     "train/learning_rate": "step size of the next update",
     "train/grad_norm": "Euclidean norm of the gradient before clipping",
     "time/fps": "environment steps, or examples, a second of training time",

@@ -26,6 +26,7 @@ __all__ = [
     "explained_variance",
     "factors",
     "multilabel",
+    "policy_change",
     "regression",
     "right",
     "summary",
@@ -83,6 +84,8 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
     if "policy" in reports:
         head = terms["policy"].head
         values["train/entropy"] = entropy(reports["policy"], cast("PolicyHead", head))
+    if "policy" in reports and "cross_entropy" in reports["policy"].batch.columns:
+        values |= policy_change(reports["policy"])
     if "value" in reports:
         values["train/value_loss"] = reports["value"].loss.item()
         values["train/explained_variance"] = explained_variance(reports["value"])
@@ -135,6 +138,35 @@ def entropy(report: Report, head: PolicyHead) -> float:
         0.6931
     """
     return _mean(head.entropy(report.logits))
+
+
+def policy_change(report: Report) -> dict[str, float]:
+    """How far the policy has moved from the one that acted, by tag, with ρ = π(a|s)/π_old(a|s).
+
+    "train/approx_kl" is the mean of ρ − 1 − log ρ in nats (never negative), "train/clip_fraction" the share
+    of actions whose weight a clip has set to 0.
+
+    Args:
+        report: of a policy, whose batch has the column "cross_entropy" of the policy that acted.
+
+    Example:
+        >>> import torch
+        >>> from pgce.metrics import policy_change
+        >>> from pgce.trainer import Batch, Report
+        >>> now, weight = torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.0])
+        >>> batch = Batch(now, {"cross_entropy": torch.ones(2), "advantage": torch.ones(2)})
+        >>> policy_change(Report(now, now, now, weight, now.mean(), batch))
+        {'train/approx_kl': 0.07, 'train/clip_fraction': 0.5}
+
+    References:
+        Schulman (2020), Approximating KL divergence.
+    """
+    log_ratio = report.batch["cross_entropy"] - report.cross_entropy
+    values = {"train/approx_kl": _mean(torch.expm1(log_ratio) - log_ratio)}
+    if report.weight is not None and "advantage" in report.batch.columns:
+        cut = (report.weight == 0) & (report.batch["advantage"] != 0)
+        values["train/clip_fraction"] = _mean(cut)
+    return values
 
 
 def explained_variance(report: Report) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgce.choices import Activation, check_choice
 
-__all__ = ["ActorCritic", "Scaled", "Value", "WithScale", "mlp"]
+__all__ = ["ActorCritic", "Normalize", "RewardScale", "Scaled", "Value", "WithScale", "mlp"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -144,12 +144,107 @@ class Scaled(nn.Module):
         return torch.addcmul(self.shift, self.unit, self.network(x))
 
 
+class Normalize(nn.Module):
+    """Observations with mean 0 and standard deviation 1, by statistics that are saved with the policy.
+
+    Args:
+        size: D, features of an observation.
+        limit: results are clipped to ±limit.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Normalize
+        >>> normalize = Normalize(1)
+        >>> normalize.update(torch.tensor([[1.0], [3.0]]))
+        >>> normalize(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]])
+
+    References:
+        Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, for the update.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, limit: float = 10.0) -> None:
+        super().__init__()
+        self.limit = limit
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, x: Tensor) -> None:
+        """Take observations (B, D) into the statistics."""
+        if len(x) == 0:
+            return
+        variance, mean = torch.var_mean(x.double(), 0, correction=0)
+        total = self.count + len(x)
+        share = len(x) / total
+        change = mean - self.mean
+        spread = (1 - share) * self.variance + share * variance + share * (1 - share) * change.square()
+        if self.count == 0:
+            spread = variance
+        self.mean += (share * change).to(self.mean.dtype)
+        self.variance.copy_(spread)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x − mean)/std, clipped, in the shape of x (B, D)."""
+        scaled = (x - self.mean) * torch.rsqrt(self.variance + 1e-8)
+        return scaled.clamp(-self.limit, self.limit)
+
+
+class RewardScale(nn.Module):
+    """Rewards in units of the standard deviation of their discounted sum, which is saved with the policy.
+
+    Args:
+        num_envs: N.
+        gamma: discount γ of the sum.
+        limit: results are clipped to ±limit.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import RewardScale
+        >>> scale, no = RewardScale(1, gamma=0.0), torch.zeros(4, 1, dtype=torch.bool)
+        >>> scale(torch.tensor([[2.0], [6.0], [2.0], [6.0]]), no, ~no).T
+        tensor([[1., 3., 1., 3.]])
+
+    References:
+        Engstrom et al. (2020), Implementation matters in deep RL, on what it does for PPO.
+    """
+
+    running: Tensor
+
+    def __init__(self, num_envs: int, gamma: float, limit: float = 10.0) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.limit = limit
+        self.statistics = Normalize(1)
+        self.register_buffer("running", torch.zeros(num_envs))
+
+    def forward(self, reward: Tensor, done: Tensor, valid: Tensor) -> Tensor:
+        """The rewards (T, N), scaled by all that was seen until now; `done` (T, N) ends a sum."""
+        sums = torch.empty_like(reward)
+        running = self.running
+        for t in range(len(reward)):
+            running = sums[t] = self.gamma * running + reward[t]
+            running = running * ~done[t]
+        self.running.copy_(running)
+        self.statistics.update(sums[valid].unsqueeze(1))
+        scaled = reward * torch.rsqrt(self.statistics.variance + 1e-8)
+        return scaled.clamp(-self.limit, self.limit)
+
+
 class ActorCritic(nn.Module):
     """A policy, and beside it a value network where one is wanted.
 
     Args:
         policy: (B, D) -> logits.
         value: (B, D) -> (B,), or None.
+        normalize: the first layer of both, or None.
+        reward_scale: of the rewards that the value is learned from, or None.
 
     Example:
         >>> import torch
@@ -159,10 +254,18 @@ class ActorCritic(nn.Module):
         (torch.Size([8, 2]), torch.Size([8]))
     """
 
-    def __init__(self, policy: nn.Module, value: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        value: nn.Module | None = None,
+        normalize: Normalize | None = None,
+        reward_scale: RewardScale | None = None,
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.value = value
+        self.normalize = normalize
+        self.reward_scale = reward_scale
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The outputs "policy" and, with a value network, "value" (B,)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -19,15 +20,17 @@ from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
+    import torch
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
+    from typing_extensions import Self
 
     from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
-    from pgce.trainer import Batch, Report, Term
+    from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
-__all__ = ["Agent"]
+__all__ = ["ActorCriticAgent", "Agent"]
 
 Envs = VectorEnv[Any, Any, Any]
 
@@ -61,6 +64,12 @@ class Agent(Learner):
     """Permit ids of the form module:Env-v0, whose module is imported and so run."""
     gamma: float = 0.99
     """Discount a step."""
+    norm_obs: bool = False
+    """Normalise observations by running statistics, which are saved with the policy."""
+    norm_reward: bool = False
+    """Scale rewards by the running standard deviation of their discounted sum."""
+    log_std_init: float = 0.0
+    """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
     """Divide the weights by their standard deviation, once a rollout."""
     ent_coef: float = 0.0
@@ -78,17 +87,92 @@ class Agent(Learner):
     stop_at_threshold: bool = True
     """Stop when two evaluations in a row, on different seeds, reach the environment's reward threshold."""
 
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings that are better than the default on an environment, by its id."""
+
+    @classmethod
+    def preset(cls, env_id: str, **settings: Any) -> Self:
+        """The agent for an environment: its preset, if there is one, and the settings given."""
+        return cls(**{"env_id": env_id, **cls.PRESETS.get(env_id, {}), **settings})
+
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> Self:
+        """The preset of the environment that a command line names."""
+        env_id = cls.env_id
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            name, equals, value = word.partition("=")
+            if name.replace("_", "-") in ("--env", "--env-id"):
+                env_id = value if equals else following
+        return cls.preset(env_id)
+
+    def defaults(self) -> Agent:
+        """The preset of the environment."""
+        return self.preset(type(self).env_id if self.env_id not in self.PRESETS else self.env_id)
+
+    @property
+    def critic(self) -> bool:
+        """Whether a value is learned beside the policy."""
+        return False
+
+    def weight(self) -> str | Rule:
+        """The weight of an action: a column, or a rule."""
+        return "advantage"
+
     def terms(self, head: PolicyHead) -> dict[str, Term]:
-        """The objective: term "policy", and what else the learner minimises."""
-        raise NotImplementedError
+        """The objective: the weighted cross-entropy of the actions taken, and what goes with it."""
+        from pgce import heads
+        from pgce.trainer import Term
+
+        terms = {"policy": Term(head, target="action", weight=self.weight(), output="policy")}
+        if self.critic:
+            value = self.value_target
+            terms["value"] = Term(heads.Gaussian(), value, coefficient=self.vf_coef, output="value")
+        if self.ent_coef:
+            terms["entropy"] = Term(
+                head,
+                target=lambda logits, batch: head.entropy_target(logits),
+                coefficient=-self.ent_coef,
+                output="policy",
+            )
+        return terms
+
+    @property
+    def value_target(self) -> str | TargetRule:
+        """What the value is learned from: a column, or a rule."""
+        return "return"
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The rollout as a batch, with the columns that the terms read."""
         raise NotImplementedError
 
-    def batches(self, batch: Batch) -> Iterable[Batch]:
+    def batches(self, batch: Batch, generator: torch.Generator) -> Iterable[Batch]:
         """The steps of one round; one step on the whole batch unless the learner says otherwise."""
         return [batch]
+
+    @property
+    def kept(self) -> int:
+        """How many rollouts are learned from, the last ones."""
+        return 1
+
+    @property
+    def lag(self) -> int:
+        """Rounds after which the policy that acts is brought up to date; 1 is always."""
+        return 1
+
+    def stop(self, reports: Reports) -> bool:
+        """Whether a round ends after this step."""
+        return False
+
+    def standardised(
+        self, advantage: Tensor, returns: Tensor, valid: Tensor, *, center: bool = True
+    ) -> Tensor:
+        """Advantages (T, N) of returns (T, N), divided by their standard deviation if `norm_adv`."""
+        from pgce.weights import whiten
+
+        if not self.norm_adv:
+            return advantage
+        rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
+        return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(self, env_id: str | None = None, total_timesteps: int | None = None) -> Run:
         """Train with these settings.
@@ -104,6 +188,38 @@ class Agent(Learner):
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         with cpu_threads(self.threads):
             return _train_agent(dataclasses.replace(self, **given) if given else self)
+
+
+@dataclass(kw_only=True)
+class ActorCriticAgent(Agent):
+    """An agent with a critic: the weight is built on the generalised advantage estimate.
+
+    Example:
+        >>> from pgce.agents import A2C
+        >>> A2C(gae_lambda=0.9).critic
+        True
+    """
+
+    gae_lambda: float = 0.95
+    """λ of the generalised advantage estimate: 1 is the return less the value, 0 looks one step ahead."""
+
+    @property
+    def critic(self) -> bool:
+        """Whether a value is learned beside the policy: it is."""
+        return True
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The columns "advantage", "return", "value" and "cross_entropy" (of the policy that acted)."""
+        from pgce.returns import gae
+
+        assert model.value is not None
+        value, next_value = rollout.values(model.value)
+        ends = rollout.terminated, rollout.truncated
+        advantage = gae(rollout.reward, *ends, value, next_value, self.gamma, self.gae_lambda)
+        returns = advantage + value
+        columns = {"return": returns, "value": value, "cross_entropy": rollout.cross_entropy}
+        advantage = self.standardised(advantage, returns, rollout.valid)
+        return rollout.batch({**columns, "advantage": advantage})
 
 
 def _train_agent(agent: Agent) -> Run:
@@ -128,16 +244,17 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     from pgce.optimizer import resolve_device
     from pgce.rollout import Collector
     from pgce.spaces import actions
-    from pgce.trainer import Trainer, train
+    from pgce.trainer import Batch, Trainer, train
 
     device = resolve_device(agent.device)
-    seeds = np.random.SeedSequence(agent.seed).generate_state(4).tolist()
+    seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
     terms = agent.terms(actions(train_envs.single_action_space).head)
     torch.manual_seed(seeds[0])
-    model = _network(agent, train_envs, any(t.output == "value" for t in terms.values())).to(device)
+    model = _network(agent, train_envs).to(device)
+    acting = model.policy if agent.lag == 1 else copy.deepcopy(model.policy)
     collector = Collector(
         train_envs,
-        model.policy,
+        acting,
         agent.num_steps,
         seed=seeds[1],
         generator=torch.Generator(device).manual_seed(seeds[2]),
@@ -158,6 +275,8 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         stops=ends,
         folder=str(run.path),
     )
+    shuffle = torch.Generator().manual_seed(seeds[4])
+    kept: deque[Rollout] = deque(maxlen=agent.kept)
     steps, stopped = 0, "budget"
     recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
 
@@ -168,10 +287,25 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             rollout = collector.collect()
             steps += rollout.steps
             recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
-            yield agent.batches(agent.prepare(rollout, model))
+            seen = rollout.observation[:-1][rollout.valid]
+            if model.normalize is not None and steps == rollout.steps:
+                model.normalize.update(seen)  # at the start the policy hardly looks at them
+            if model.reward_scale is not None:
+                done = rollout.terminated | rollout.truncated
+                reward = model.reward_scale(rollout.reward, done, rollout.valid)
+                rollout = dataclasses.replace(rollout, reward=reward)
+            kept.append(rollout)
+            batch = Batch.joined([agent.prepare(each, model) for each in kept])
+            yield agent.batches(batch, shuffle) if batch.count else ()
+            if model.normalize is not None and steps > rollout.steps:
+                model.normalize.update(seen)  # after the round: within it the policy's input is the same
 
     def after(n: int, reports: dict[str, Report]) -> bool:
         nonlocal stopped
+        if agent.lag > 1 and (n + 1) % agent.lag == 0:
+            acting.load_state_dict(model.policy.state_dict())
+        if not reports:  # no row of this round counted
+            return run.interrupted
         values = {
             **metrics.summary(reports, terms),
             "train/learning_rate": trainer.optimizer.learning_rate,
@@ -192,7 +326,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         return stopped != "budget"
 
     with run.logger, run.training(agent.total_timesteps, "steps"):
-        train(trainer, rounds(), after=after)
+        train(trainer, rounds(), stop=agent.stop, after=after)
         if stopped == "budget" and evaluation.steps < steps:
             evaluation.solved(run, steps)
     result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
@@ -258,19 +392,28 @@ class _Evaluation:
         }
 
 
-def _network(agent: Agent, envs: Envs, critic: bool) -> ActorCritic:
+def _network(agent: Agent, envs: Envs) -> ActorCritic:
     """Policy and, for a critic, value: perceptrons apart from each other."""
+    from torch import nn
+
     from pgce.heads import Gaussian
-    from pgce.networks import ActorCritic, Value, WithScale, mlp
+    from pgce.networks import ActorCritic, Normalize, RewardScale, Value, WithScale, mlp
     from pgce.spaces import actions, observations
 
     features = observations(envs.single_observation_space).size
     action = actions(envs.single_action_space)
-    policy: nn.Module = mlp(features, action.size, agent.hidden_sizes, agent.activation, 0.01)
+    normalize = Normalize(features) if agent.norm_obs else None
+    scale = RewardScale(envs.num_envs, agent.gamma) if agent.norm_reward else None
+
+    def perceptron(outputs: int, gain: float) -> nn.Module:
+        network = mlp(features, outputs, agent.hidden_sizes, agent.activation, gain)
+        return network if normalize is None else nn.Sequential(normalize, network)
+
+    policy = perceptron(action.size, 0.01)
     if isinstance(action.head, Gaussian):
-        policy = WithScale(policy, action.size)
-    if not critic:
-        return ActorCritic(policy)
+        policy = WithScale(policy, action.size, agent.log_std_init)
+    if not agent.critic:
+        return ActorCritic(policy, None, normalize, scale)
     # The standard deviation of a discounted sum of independent rewards of variance 1.
-    unit = (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
-    return ActorCritic(policy, Value(mlp(features, 1, agent.hidden_sizes, agent.activation, 1.0), unit))
+    unit = 1.0 if agent.norm_reward else (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
+    return ActorCritic(policy, Value(perceptron(1, 1.0), unit), normalize, scale)

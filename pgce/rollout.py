@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgce import envs as vector_envs
+from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch
 
@@ -30,6 +31,8 @@ class Rollout:
     Attributes:
         observation: (T + 1, N, D): what the policy saw, and after the last step what it sees next.
         action: (T, N, ...), as drawn from the policy.
+        logits: (T, N, ...), what it was drawn from.
+        head: what they mean.
         reward: (T, N), float32.
         terminated: (T, N), bool: the episode reached a true end with this step.
         truncated: (T, N), bool: the episode was cut after this step.
@@ -56,6 +59,8 @@ class Rollout:
 
     observation: Tensor
     action: Tensor
+    logits: Tensor
+    head: PolicyHead
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -70,6 +75,31 @@ class Rollout:
     def steps(self) -> int:
         """Environment steps taken: the rows that are transitions."""
         return int(self.valid.sum())
+
+    @property
+    def cross_entropy(self) -> Tensor:
+        """(T, N), −log π(a|s) of the policy that acted."""
+        return self.head.cross_entropy(self.logits, self.action)
+
+    def cross_entropy_under(self, policy: Policy) -> Tensor:
+        """(T, N), −log π(a|s) of another policy for the same actions."""
+        with torch.no_grad():
+            logits = policy(self.observation[:-1].flatten(0, 1))
+        return self.head.cross_entropy(logits.view_as(self.logits), self.action)
+
+    @property
+    def episode(self) -> Tensor:
+        """(T, N), the number of the episode, in the order of `episode_return`, that a row is part of.
+
+        −1 where the episode has not ended.
+        """
+        done = (self.terminated | self.truncated) & self.valid
+        number = done.flatten().cumsum(0).view_as(done) - 1
+        result = torch.full_like(number, -1)
+        follows = result[0]
+        for t in reversed(range(len(done))):
+            follows = result[t] = torch.where(done[t], number[t], follows)
+        return result
 
     def values(self, value: Policy) -> tuple[Tensor, Tensor]:
         """The value of every observation and of every true next observation, (T, N) each.
@@ -159,13 +189,15 @@ class Collector:
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
         action: list[Tensor] = []
+        logits: list[Tensor] = []
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         rows = observation.unbind(0)
         with torch.no_grad():
             for t in range(steps):
-                action.append(self._act(self.policy(rows[t])))
+                logits.append(self.policy(rows[t]))
+                action.append(self._act(logits[t]))
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
                     self._actions.decode(action[t])
                 )
@@ -193,6 +225,8 @@ class Collector:
         return Rollout(
             observation=observation,
             action=torch.stack(action),
+            logits=torch.stack(logits),
+            head=self._actions.head,
             reward=self._place(reward),
             terminated=self._place(terminated),
             truncated=self._place(truncated),

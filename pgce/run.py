@@ -81,9 +81,10 @@ class Learner:
     def command(self) -> str:
         """The command line that repeats this run: every setting that is not the default."""
         words = ["python", "-m", f"pgce.agents.{self.learner}"]
+        defaults = self.defaults()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value == field.default:
+            if value == getattr(defaults, field.name):
                 continue
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
@@ -92,6 +93,10 @@ class Learner:
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{flag}", *map(str, values)]
         return shlex.join(words)
+
+    def defaults(self) -> Learner:
+        """What the settings are if no flag is given but those that say on what to train."""
+        return type(self)()
 
     @property
     def optimizer_settings(self) -> dict[str, Any]:
@@ -237,7 +242,8 @@ def main(learner: type[Any], description: str | None) -> None:
     Exits with 0; 130 after Ctrl-C; 2 for a bad setting or environment, 70 for training that stopped being
     finite, 74 for an input/output error.
     """
-    train_or_exit(tyro.cli(learner, description=description))
+    default = learner.from_words(sys.argv[1:]) if hasattr(learner, "from_words") else None
+    train_or_exit(tyro.cli(learner, description=description, default=default))
 
 
 def train_or_exit(settings: Any) -> None:

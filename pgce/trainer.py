@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -88,6 +88,30 @@ class Batch:
         if taken := columns.keys() & self.columns.keys():
             raise ValueError(f"the batch has a column {min(taken)!r} already: name yours otherwise")
         return Batch(self.input, {**self.columns, **columns}, self.mask)
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """The examples of batches of one kind, one after the other.
+
+        Raises:
+            ValueError: there is no batch, or only some have a mask.
+        """
+        first = batches[0]
+        if len(batches) == 1:
+            return first
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        if len(masks) not in (0, len(batches)):
+            raise ValueError(f"all batches have a mask, or none: {len(masks)} of {len(batches)} have one")
+        inputs: Input
+        if isinstance(first.input, dict):
+            inputs = {
+                name: torch.cat([b.input[name] for b in batches if isinstance(b.input, dict)])
+                for name in first.input
+            }
+        else:
+            inputs = torch.cat([b.input for b in batches if isinstance(b.input, Tensor)])
+        columns = {name: torch.cat([batch[name] for batch in batches]) for name in first.columns}
+        return Batch(inputs, columns, torch.cat(masks) if masks else None)
 
     def split(self, size: int | None) -> Iterator[Batch]:
         """The batch in pieces of `size` rows, the last of them smaller; None leaves it whole."""

@@ -24,12 +24,15 @@ __all__ = [
     "Columns",
     "Product",
     "asymmetric",
+    "clipped",
     "effective_number",
     "expectile",
+    "exponential",
     "focal",
     "gce",
     "huber",
     "inverse_frequency",
+    "leave_one_out",
     "mae",
     "one",
     "per_class",
@@ -466,6 +469,89 @@ def pinball(cross_entropy: Tensor, batch: Columns, *, tau: float) -> Tensor:
         raise ValueError(f"tau lies in (0, 1): it is {tau}")
     below = batch["y"] < batch["logits"]
     return torch.where(below, 1 - tau, tau).to(cross_entropy.dtype)
+
+
+def clipped(
+    cross_entropy: Tensor, batch: Columns, *, clip_coef: float = 0.2, dual_clip: float | None = None
+) -> Tensor:
+    """The rule of PPO's clipped surrogate: w = A · ρ, 0 where the surrogate is flat.
+
+    ρ = π(a|s)/π_old(a|s) = exp(H_old − H), since the cross-entropy of an action is −log π(a|s). Flat is
+    where ρ has left [1 − ε, 1 + ε] on the side that A > 0 or A < 0 pushes it to.
+
+    Args:
+        cross_entropy: H of the policy now, (B,).
+        batch: with columns "advantage" A and "cross_entropy" H_old, (B,) each.
+        clip_coef: ε > 0.
+        dual_clip: c > 1: also flat where A < 0 and ρ > c.
+
+    Raises:
+        ValueError: ε is not positive, or c is not above 1.
+
+    Example:
+        >>> import torch
+        >>> from pgce.weights import clipped
+        >>> batch = {"advantage": torch.tensor([2.0, 2.0, -2.0]), "cross_entropy": torch.ones(3)}
+        >>> clipped(torch.tensor([1.0, 0.5, 0.5]), batch)
+        tensor([ 2.0000,  0.0000, -3.2974])
+
+    References:
+        Schulman et al. (2017), Proximal policy optimization algorithms. Ye et al. (2020), Mastering complex
+        control in MOBA games with deep reinforcement learning, for the dual clip.
+    """
+    if not clip_coef > 0 or (dual_clip is not None and not dual_clip > 1):
+        raise ValueError(f"clip_coef is positive, dual_clip above 1: they are {clip_coef} and {dual_clip}")
+    advantage = batch["advantage"]
+    ratio = (batch["cross_entropy"] - cross_entropy).exp()
+    active = torch.where(advantage >= 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)
+    if dual_clip is not None:
+        active &= (advantage >= 0) | (ratio <= dual_clip)
+    return torch.where(active, advantage * ratio, 0.0)
+
+
+def leave_one_out(value: Tensor) -> Tensor:
+    """Each value less the mean of the others, (E,); one alone gives 0.
+
+    Example:
+        >>> import torch
+        >>> from pgce.weights import leave_one_out
+        >>> leave_one_out(torch.tensor([1.0, 2.0, 6.0]))
+        tensor([-3.0000, -1.5000,  4.5000])
+
+    References:
+        Kool, van Hoof and Welling (2019), Buy 4 REINFORCE samples, get a baseline for free! Ahmadian et al.
+        (2024), Back to basics: revisiting REINFORCE style optimization.
+    """
+    number = len(value)
+    if number < 2:
+        return torch.zeros_like(value)
+    return (value - value.mean()) * (number / (number - 1))
+
+
+def exponential(advantage: Tensor, beta: float = 1.0, cap: float = 20.0) -> Tensor:
+    """min(exp(A/β), cap): the weight of advantage-weighted regression, never negative.
+
+    Args:
+        advantage: A, any shape.
+        beta: temperature β > 0, in units of A.
+        cap: largest weight.
+
+    Raises:
+        ValueError: β or the cap is not positive.
+
+    Example:
+        >>> import torch
+        >>> from pgce.weights import exponential
+        >>> exponential(torch.tensor([0.0, 1.0, 99.0]))
+        tensor([ 1.0000,  2.7183, 20.0000])
+
+    References:
+        Peng et al. (2019), Advantage-weighted regression: simple and scalable off-policy reinforcement
+        learning.
+    """
+    if not (beta > 0 and cap > 0):
+        raise ValueError(f"beta and cap are positive: they are {beta} and {cap}")
+    return (advantage / beta).clamp(max=math.log(cap)).exp()
 
 
 def _every_class(number: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import pgce
-from pgce.agents import Reinforce, Supervised
+from pgce.agents import A2C, AWR, CEM, PPO, RLOO, Reinforce, Supervised, VTrace
 from pgce.heads import Categorical, Gaussian
 from pgce.networks import ActorCritic, Value, WithScale, mlp
 from pgce.optimizer import Optimizer
@@ -91,16 +92,23 @@ def fake_rollout(head, steps=12, n=5):
     if isinstance(head, Gaussian):
         action = torch.randn(*shape, 3, generator=g, dtype=DOUBLE)
     terminated, truncated = torch.rand(2, *shape, generator=g) < 0.15
+    reward = torch.randn(*shape, generator=g, dtype=DOUBLE)
+    valid = torch.rand(*shape, generator=g) < 0.8
+    episodes = int(((terminated | truncated) & valid).sum())
     return Rollout(
         observation=torch.randn(steps + 1, n, 4, generator=g, dtype=DOUBLE),
         action=action,
-        reward=torch.randn(*shape, generator=g, dtype=DOUBLE),
+        logits=torch.randn(
+            *action.shape[:2], 3, *((2,) if isinstance(head, Gaussian) else ()), generator=g, dtype=DOUBLE
+        ),
+        head=head,
+        reward=reward,
         terminated=terminated,
         truncated=truncated & ~terminated,
-        valid=torch.rand(*shape, generator=g) < 0.8,
+        valid=valid,
         final_index=torch.tensor([3, 17]),
         final_observation=torch.randn(2, 4, generator=g, dtype=DOUBLE),
-        episode_return=None,
+        episode_return=torch.randn(episodes, generator=g, dtype=DOUBLE).numpy(),
         episode_length=None,
         episode_env=None,
     )
@@ -167,6 +175,170 @@ def test_reinforce(baseline, norm_adv, head):
     if baseline == "critic":
         loss = loss + 0.7 * 0.5 * F.mse_loss(model.value(seen[valid]), returns[valid])
     assert_equal(ours, gradients(model, loss))
+
+
+HEADS = {"categorical": Categorical(), "gaussian": Gaussian("learned", event_dims=1)}
+
+
+def log_density(head, logits, action):
+    if isinstance(head, Categorical):
+        return torch.distributions.Categorical(logits=logits).log_prob(action)
+    normal = torch.distributions.Normal(logits[..., 0], logits[..., 1].exp())
+    return torch.distributions.Independent(normal, 1).log_prob(action)
+
+
+def gae_by_hand(rollout, value, following, gamma, lam):
+    """δ summed along the episode, one row at a time."""
+    steps, n = rollout.reward.shape
+    result = torch.zeros(steps, n, dtype=DOUBLE)
+    goes_on = 1 - rollout.terminated.double()
+    delta = rollout.reward + gamma * following * goes_on - value
+    for i in range(n):
+        for t in range(steps):
+            for k in range(t, steps):
+                result[t, i] += (gamma * lam) ** (k - t) * delta[k, i]
+                if rollout.terminated[k, i] or rollout.truncated[k, i]:
+                    break
+    return result
+
+
+def values_by_hand(rollout, model):
+    with torch.no_grad():
+        value = model.value(rollout.observation[:-1].flatten(0, 1)).view(12, 5)
+        following = model.value(rollout.observation[1:].flatten(0, 1))
+        following[[3, 17]] = model.value(rollout.final_observation)
+    return value, following.view(12, 5)
+
+
+def standardised(advantage, valid):
+    return (advantage - advantage[valid].mean()) / (advantage[valid].std() + 1e-8)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("name", ["A2C", "PPO", "PPO dual clip", "PPO value clip", "AWR"])
+def test_actor_critics(name, head):
+    """Against the loss as published; the value term is vf_coef · ½ · MSE."""
+    settings = {"gamma": 0.9, "gae_lambda": 0.8, "vf_coef": 0.7}
+    if name == "AWR":
+        agent = AWR(beta=0.5, max_weight=3.0, **settings)
+    elif name == "A2C":
+        agent = A2C(ent_coef=0.02, **settings)
+    else:
+        more = {"PPO dual clip": {"dual_clip": 1.5}, "PPO value clip": {"clip_vloss": True}}.get(name, {})
+        agent = PPO(ent_coef=0.02, **settings, **more)
+    model, rollout = policy(head, critic=True), fake_rollout(head)
+    # The policy that acted differs from the one that learns: some ratios are clipped on either side.
+    old = model.policy(rollout.observation[:-1].flatten(0, 1)).detach().unflatten(0, (12, 5))
+    rollout = dataclasses.replace(rollout, logits=old + 0.5 * rollout.logits)
+    batch = agent.prepare(rollout, model)
+    with torch.no_grad():  # and the critic has moved since
+        for p in model.value.parameters():
+            p.add_(0.05 * torch.randn(p.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(5)))
+    ours = our_gradients(model, agent.terms(head), batch)
+
+    fresh = policy(head, critic=True)
+    value, following = values_by_hand(rollout, fresh)
+    valid, seen = rollout.valid, rollout.observation[:-1][rollout.valid]
+    advantage = gae_by_hand(rollout, value, following, 0.9, 0.8)
+    returns, A = (advantage + value)[valid], standardised(advantage, valid)[valid]
+    logits = model.policy(seen)
+    log_p = log_density(head, logits, rollout.action[valid])
+    ratio = (log_p - log_density(head, rollout.logits[valid], rollout.action[valid])).exp()
+    V = model.value(seen)
+    error = (V - returns).square()
+    if name == "AWR":
+        loss = -((A / 0.5).exp().clamp(max=3.0) * log_p).mean()
+    elif name == "A2C":
+        loss = -(A * log_p).mean()
+    else:
+        surrogate = torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A)
+        assert (surrogate < ratio * A).any(), "some are clipped"
+        if name == "PPO dual clip":
+            assert ((A < 0) & (ratio > 1.5)).any()
+            surrogate = torch.where(A < 0, torch.maximum(surrogate, 1.5 * A), surrogate)
+        loss = -surrogate.mean()
+        if name == "PPO value clip":
+            clipped = value[valid] + (V - value[valid]).clamp(-0.2, 0.2)
+            assert ((clipped - returns).square() > error).any()
+            error = torch.maximum(error, (clipped - returns).square())
+    if agent.ent_coef:
+        density = reference_entropy(head, logits)
+        loss = loss - 0.02 * density.mean()
+    assert_equal(ours, gradients(model, loss + 0.7 * 0.5 * error.mean()))
+
+
+def reference_entropy(head, logits):
+    if isinstance(head, Categorical):
+        return torch.distributions.Categorical(logits=logits).entropy()
+    normal = torch.distributions.Normal(logits[..., 0], logits[..., 1].exp())
+    return torch.distributions.Independent(normal, 1).entropy()
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_vtrace(head):
+    """Against the definition: products of the capped ratios, one row at a time."""
+    agent = VTrace(gamma=0.9, trace_lambda=0.8, vf_coef=0.7, norm_adv=False, max_rho=1.2, max_c=0.9)
+    model, rollout = policy(head, critic=True), fake_rollout(head)
+    old = model.policy(rollout.observation[:-1].flatten(0, 1)).detach().unflatten(0, (12, 5))
+    rollout = dataclasses.replace(rollout, logits=old + 0.5 * rollout.logits)
+    ours = our_gradients(model, agent.terms(head), agent.prepare(rollout, model))
+    value, following = values_by_hand(rollout, model)
+    with torch.no_grad():
+        now = log_density(head, old, rollout.action)
+        ratio = (now - log_density(head, rollout.logits, rollout.action)).exp()
+    assert (ratio > 1.2).any()
+    assert (ratio < 0.9).any()
+    reward, ended = rollout.reward, rollout.terminated | rollout.truncated
+    delta = ratio.clamp(max=1.2) * (reward + 0.9 * following * ~rollout.terminated - value)
+    v = value.clone()
+    for i in range(5):
+        for t in range(12):
+            trace = 1.0
+            for k in range(t, 12):
+                v[t, i] += 0.9 ** (k - t) * trace * delta[k, i]
+                if ended[k, i]:
+                    break
+                trace *= 0.8 * min(0.9, ratio[k, i].item())
+    after = following.clone()
+    for i in range(5):
+        for t in range(11):
+            if not ended[t, i]:
+                after[t, i] = v[t + 1, i]
+    weight = ratio.clamp(max=1.2) * (reward + 0.9 * after * ~rollout.terminated - value)
+    valid, seen = rollout.valid, rollout.observation[:-1][rollout.valid]
+    log_p = log_density(head, model.policy(seen), rollout.action[valid])
+    loss = -(weight[valid] * log_p).mean() + 0.35 * F.mse_loss(model.value(seen), v[valid])
+    assert_equal(ours, gradients(model, loss))
+
+
+@pytest.mark.parametrize("name", ["RLOO", "CEM"])
+def test_episodes_and_their_rank(name):
+    """Rows of episodes that have not ended, or are no transition, do not count."""
+    head = Categorical()
+    agent = RLOO(norm_adv=False) if name == "RLOO" else CEM(elite=0.4)
+    model, rollout = policy(head, critic=False), fake_rollout(head)
+    ours = our_gradients(model, agent.terms(head), agent.prepare(rollout, model))
+    done = (rollout.terminated | rollout.truncated) & rollout.valid
+    total = rollout.episode_return
+    ends = sorted((t, i) for t in range(12) for i in range(5) if done[t, i])
+    assert len(ends) == len(total) > 4
+    loss, rows = 0.0, 0
+    for t in range(12):
+        for i in range(5):
+            mine = [e for e, (end, env) in enumerate(ends) if env == i and end >= t][:1]
+            if not mine or not rollout.valid[t, i]:
+                continue
+            others = [r for e, r in enumerate(total) if e != mine[0]]
+            elite = sorted(total)[-len([r for r in total if r >= np.quantile(total, 0.6)]) :]
+            w = (
+                total[mine[0]] - sum(others) / len(others)
+                if name == "RLOO"
+                else float(total[mine[0]] in elite)
+            )
+            logits = model.policy(rollout.observation[t, i][None])
+            loss = loss - w * logits.log_softmax(-1)[0, rollout.action[t, i]]
+            rows += 1
+    assert_equal(ours, gradients(model, loss / rows))
 
 
 def test_a_reward_that_never_changes_teaches_nothing():

@@ -1,0 +1,67 @@
+"""The deep cross-entropy method: the weight w is 1 for the actions of the best episodes, else 0.
+
+    python agents/cem.py --env-id CartPole-v1
+
+No return enters the weight but by its rank: classification of the elite's actions. Actions of episodes that
+have not ended do not count.
+
+De Boer et al. (2005), A tutorial on the cross-entropy method; Lapan (2018), Deep reinforcement learning
+hands-on, for its use with a network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pgce.policy_gradient import Agent
+from pgce.run import main
+
+if TYPE_CHECKING:
+    from pgce.networks import ActorCritic
+    from pgce.rollout import Rollout
+    from pgce.trainer import Batch
+
+
+@dataclass(kw_only=True)
+class CEM(Agent):
+    """Settings of the cross-entropy method.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pgce.agents.CEM(quiet=True, runs_dir=folder).train("CartPole-v1", total_timesteps=9_000)
+        >>> run.result["stopped"]
+        'budget'
+    """
+
+    num_envs: int = 32
+    """Environments stepped together (N)."""
+    num_steps: int = 256
+    """Steps in each environment a rollout (T)."""
+    learning_rate: float = 1e-2
+    """Step size."""
+    elite: float = 0.3
+    """Share of the episodes, the best, that are imitated."""
+    update_epochs: int = 4
+    """Steps on a rollout."""
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The column "advantage": 1 for the actions of an elite episode, else 0."""
+        if not 0 < self.elite < 1:
+            raise ValueError(f"elite is a share between 0 and 1: it is {self.elite}")
+        total = rollout.reward.new_tensor(rollout.episode_return)
+        episode = rollout.episode
+        rollout = replace(rollout, valid=rollout.valid & (episode >= 0))
+        if len(total) == 0:
+            return rollout.batch({"advantage": rollout.reward})  # of which no row counts
+        elite = total >= total.quantile(1 - self.elite)
+        return rollout.batch({"advantage": elite[episode].to(rollout.reward.dtype)})
+
+    def batches(self, batch: Batch, generator: object) -> list[Batch]:
+        """The rollout, several times."""
+        return [batch] * self.update_epochs
+
+
+if __name__ == "__main__":
+    main(CEM, __doc__)

@@ -1,0 +1,104 @@
+"""PPO: REINFORCE on the same actions several times; the weight A · ρ is 0 where the policy has moved enough.
+
+    python agents/ppo.py --env-id CartPole-v1
+
+A is the generalised advantage estimate, ρ = π(a|s)/π_old(a|s) the ratio to the policy that acted, which the
+cross-entropy tells: H = −log π(a|s). The weight is the exact gradient of the clipped surrogate.
+
+Schulman et al. (2017), Proximal policy optimization algorithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pgce
+from pgce.choices import Schedule
+from pgce.policy_gradient import ActorCriticAgent
+from pgce.run import main
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pgce.trainer import Batch, Reports, Rule, TargetRule
+
+
+@dataclass(kw_only=True)
+class PPO(ActorCriticAgent):
+    """Settings of PPO.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     agent = pgce.agents.PPO.preset("CartPole-v1", quiet=True, runs_dir=folder)
+        ...     run = agent.train(total_timesteps=8_192)
+        >>> run.result["steps"] > 4_096
+        True
+    """
+
+    num_envs: int = 16
+    """Environments stepped together (N)."""
+    num_steps: int = 128
+    """Steps in each environment a rollout (T)."""
+    learning_rate: float = 1e-3
+    """Step size."""
+    lr_schedule: Schedule = "linear"
+    """How the learning rate falls over the run."""
+    max_grad_norm: float | None = 0.5
+    """Limit of the gradient's Euclidean norm."""
+    update_epochs: int = 4
+    """Passes over a rollout."""
+    num_minibatches: int = 4
+    """Steps a pass."""
+    clip_coef: float = 0.2
+    """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
+    dual_clip: float | None = None
+    """c > 1: the weight is also 0 where A < 0 and ρ > c."""
+    clip_vloss: bool = False
+    """Keep the value within ε of what it was."""
+    target_kl: float | None = None
+    """End the passes over a rollout when the policy has moved this far, in nats."""
+
+    PRESETS = {
+        "CartPole-v1": {
+            "num_envs": 64,
+            "num_steps": 32,
+            "learning_rate": 2.5e-3,
+            "gamma": 0.98,
+            "gae_lambda": 0.9,
+        },
+    }
+
+    def weight(self) -> str | Rule:
+        """The clipped ratio times the advantage."""
+        return partial(pgce.weights.clipped, clip_coef=self.clip_coef, dual_clip=self.dual_clip)
+
+    @property
+    def value_target(self) -> str | TargetRule:
+        """The return; with `clip_vloss` the value itself where the clipped error is the larger."""
+        return self._clipped_value if self.clip_vloss else "return"
+
+    def _clipped_value(self, value: Tensor, batch: Batch) -> Tensor:
+        moved = (value - batch["value"]).clamp(-self.clip_coef, self.clip_coef)
+        clipped_error = (batch["value"] + moved - batch["return"]).abs()
+        flat = (clipped_error > (value - batch["return"]).abs()) & (moved.abs() == self.clip_coef)
+        return value.where(flat, batch["return"])
+
+    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
+        """Minibatches of the rollout in random order, epoch after epoch."""
+        for _ in range(self.update_epochs):
+            yield from batch.shuffled(self.num_minibatches, generator)
+
+    def stop(self, reports: Reports) -> bool:
+        """Whether the policy has moved further than `target_kl`."""
+        if self.target_kl is None:
+            return False
+        return pgce.metrics.policy_change(reports["policy"])["train/approx_kl"] > 1.5 * self.target_kl
+
+
+if __name__ == "__main__":
+    main(PPO, __doc__)

@@ -1,0 +1,64 @@
+"""RLOO: the action taken is the target y, its episode's return less the mean of the others is the weight w.
+
+    python agents/rloo.py --env-id CartPole-v1
+
+No critic, no discount: of the episodes that end in a rollout, each is the baseline of the others. Actions of
+episodes that have not ended do not count.
+
+Kool, van Hoof and Welling (2019), Buy 4 REINFORCE samples, get a baseline for free! Ahmadian et al. (2024),
+Back to basics: revisiting REINFORCE style optimization for learning from human feedback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pgce
+from pgce.choices import Schedule
+from pgce.policy_gradient import Agent
+from pgce.run import main
+
+if TYPE_CHECKING:
+    from pgce.networks import ActorCritic
+    from pgce.rollout import Rollout
+    from pgce.trainer import Batch
+
+
+@dataclass(kw_only=True)
+class RLOO(Agent):
+    """Settings of RLOO.
+
+    Example:
+        >>> import tempfile, pgce
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pgce.agents.RLOO(quiet=True, runs_dir=folder).train(
+        ...         "CartPole-v1", total_timesteps=9_000
+        ...     )
+        >>> run.result["stopped"]
+        'budget'
+    """
+
+    num_envs: int = 16
+    """Environments stepped together (N)."""
+    num_steps: int = 256
+    """Steps in each environment a rollout (T)."""
+    learning_rate: float = 1e-2
+    """Step size."""
+    lr_schedule: Schedule = "linear"
+    """How the learning rate falls over the run."""
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The column "advantage": the same for every action of an episode."""
+        total = rollout.reward.new_tensor(rollout.episode_return)
+        episode = rollout.episode
+        rollout = replace(rollout, valid=rollout.valid & (episode >= 0))
+        if len(total) == 0:
+            return rollout.batch({"advantage": rollout.reward})  # of which no row counts
+        advantage = pgce.weights.leave_one_out(total)[episode]
+        advantage = self.standardised(advantage, total[episode], rollout.valid, center=False)
+        return rollout.batch({"advantage": advantage})
+
+
+if __name__ == "__main__":
+    main(RLOO, __doc__)
