@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pgce.agents.a2c import A2C
     from pgce.agents.awr import AWR
+    from pgce.agents.bc import BC
     from pgce.agents.cem import CEM
+    from pgce.agents.grpo import GRPO
     from pgce.agents.ppo import PPO
     from pgce.agents.reinforce import Reinforce
     from pgce.agents.rloo import RLOO
     from pgce.agents.supervised import Supervised
     from pgce.agents.vtrace import VTrace
 
-__all__ = ["A2C", "AWR", "CEM", "PPO", "RLOO", "Reinforce", "Supervised", "VTrace"]
+__all__ = ["A2C", "AWR", "BC", "CEM", "GRPO", "PPO", "RLOO", "Reinforce", "Supervised", "VTrace"]
 
 
 def __getattr__(name: str) -> Any:

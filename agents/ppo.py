@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pgce
 from pgce.choices import Schedule
@@ -25,6 +25,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pgce.trainer import Batch, Reports, Rule, TargetRule
+
+# fmt: off
+_NORMALISED = {"norm_obs": True, "norm_reward": True}
+_ROBOT = {"total_timesteps": 1_000_000, "num_envs": 8, "num_steps": 256, "learning_rate": 3e-4,
+          "update_epochs": 10, "num_minibatches": 32, **_NORMALISED}
+_LANDER = {"total_timesteps": 1_000_000, "num_steps": 256, "num_minibatches": 16, "gamma": 0.999,
+           "gae_lambda": 0.98, "ent_coef": 0.01, **_NORMALISED}
+PRESETS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"total_timesteps": 100_000, "num_envs": 64, "num_steps": 32, "learning_rate": 2.5e-3,
+                    "gamma": 0.98, "gae_lambda": 0.9},
+    "Acrobot-v1": {"total_timesteps": 500_000, "num_steps": 256, "gae_lambda": 0.94, "norm_obs": True},
+    "MountainCar-v0": {"total_timesteps": 1_000_000, "num_steps": 64, "gae_lambda": 0.98, "norm_obs": True},
+    "MountainCarContinuous-v0": {"total_timesteps": 100_000, "num_steps": 256, "gamma": 0.9999,
+                                 "gae_lambda": 0.9, "clip_coef": 0.1, **_NORMALISED},
+    "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "num_steps": 256, "gamma": 0.9,
+                    "update_epochs": 10, "num_minibatches": 16, **_NORMALISED},
+    "LunarLander-v3": _LANDER,
+    "LunarLanderContinuous-v3": {**_LANDER, "ent_coef": 0.0},
+    **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Walker2d-v5"), _ROBOT),
+    "Swimmer-v5": {**_ROBOT, "gamma": 0.9999},
+}
+# fmt: on
 
 
 @dataclass(kw_only=True)
@@ -63,15 +85,7 @@ class PPO(ActorCriticAgent):
     target_kl: float | None = None
     """End the passes over a rollout when the policy has moved this far, in nats."""
 
-    PRESETS = {
-        "CartPole-v1": {
-            "num_envs": 64,
-            "num_steps": 32,
-            "learning_rate": 2.5e-3,
-            "gamma": 0.98,
-            "gae_lambda": 0.9,
-        },
-    }
+    PRESETS = PRESETS
 
     def weight(self) -> str | Rule:
         """The clipped ratio times the advantage."""

@@ -26,3 +26,24 @@ for _env_id, _split in (("pgce/DigitsBandit-v0", "train"), ("pgce/DigitsBanditTe
             kwargs={"data": "digits", "split": _split},
             reward_threshold=0.95,
         )
+
+# The reward that solves each; None where the reward does not depend on the policy.
+for _name, _module, _threshold, _limit in (
+    ("ProbeValue", "probes:ValueProbe", None, None),
+    ("ProbeDiscount", "probes:DiscountProbe", None, None),
+    ("ProbeTruncation", "probes:TruncationProbe", None, 2),
+    ("ProbeAction", "probes:ActionProbe", 0.9, None),
+    ("ProbeMemory", "probes:MemoryProbe", 0.9, None),
+    ("ProbeMask", "probes:MaskProbe", 3.6, None),
+    ("Copy", "tokens:Copy", 0.95, None),
+    ("Reverse", "tokens:Reverse", 0.95, None),
+    ("Addition", "tokens:Addition", 0.95, None),
+):
+    if f"pgce/{_name}-v0" not in gym.registry:
+        gym.register(
+            f"pgce/{_name}-v0",
+            entry_point=f"pgce.envs.{_module}",
+            vector_entry_point=f"pgce.envs.{_module}VectorEnv",
+            reward_threshold=_threshold,
+            max_episode_steps=_limit,
+        )

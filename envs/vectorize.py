@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -14,6 +15,24 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 __all__ = ["Vectorization", "make", "reset", "spawn_seeds"]
 
 Vectorization = Literal["auto", "vector_entry_point", "sync", "async"]
+
+# By entry point, not by id: an id may be registered anew, with another environment behind it.
+_VECTOR_VERSIONS = {
+    f"gymnasium.envs.{theirs}": f"pgce.envs.{ours}"
+    for theirs, ours in (
+        ("classic_control.acrobot:AcrobotEnv", "classic_control:AcrobotVectorEnv"),
+        ("classic_control.mountain_car:MountainCarEnv", "classic_control:MountainCarVectorEnv"),
+        (
+            "classic_control.continuous_mountain_car:Continuous_MountainCarEnv",
+            "classic_control:MountainCarContinuousVectorEnv",
+        ),
+        ("classic_control.pendulum:PendulumEnv", "classic_control:PendulumVectorEnv"),
+        ("toy_text.frozen_lake:FrozenLakeEnv", "toy_text:FrozenLakeVectorEnv"),
+        ("toy_text.cliffwalking:CliffWalkingEnv", "toy_text:CliffWalkingVectorEnv"),
+        ("toy_text.taxi:TaxiEnv", "toy_text:TaxiVectorEnv"),
+        ("toy_text.blackjack:BlackjackEnv", "toy_text:BlackjackVectorEnv"),
+    )
+}
 
 
 def make(
@@ -30,9 +49,10 @@ def make(
     Args:
         env_id: as registered with Gymnasium.
         num_envs: N >= 1.
-        vectorization: "vector_entry_point" is the environment's own vector version; "sync" steps one after
-            the other; "async" steps each in a process of its own; "auto" takes the environment's own where
-            there is one that can reset as asked, else "sync".
+        vectorization: "vector_entry_point" is the environment's own vector version, or that of `pgce.envs`
+            for Gymnasium's classic control and toy text; "sync" steps one after the other; "async" steps each
+            in a process of its own; "auto" takes the vector version where there is one that can reset as
+            asked and knows the arguments, else "sync".
         autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
             value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
         allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
@@ -53,6 +73,8 @@ def make(
         (8, 4)
         >>> envs.metadata["autoreset_mode"].name
         'NEXT_STEP'
+        >>> pgce.envs.make("Acrobot-v1", 8, autoreset_mode="SameStep")
+        AcrobotVectorEnv(Acrobot-v1, num_envs=8)
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"there is a whole number of environments, at least 1: num_envs is {num_envs!r}")
@@ -96,10 +118,18 @@ def _make(
     autoreset_mode: AutoresetMode | None,
     kwargs: dict[str, Any],
 ) -> VectorEnv[Any, Any, Any]:
+    missing = f"{spec.id} has no vector version of its own"
+    if spec.vector_entry_point is None and vectorization in ("auto", "vector_entry_point"):
+        # None is what an environment has anyway, and our versions draw nothing.
+        own_kwargs = {name: value for name, value in kwargs.items() if (name, value) != ("render_mode", None)}
+        try:
+            spec, kwargs = _with_vector_version(spec, own_kwargs), own_kwargs
+        except ValueError as error:
+            missing = str(error)
     own = spec.vector_entry_point
     chosen: dict[str, Any] = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
     if vectorization == "vector_entry_point" and own is None:
-        raise ValueError(f"{spec.id} has no vector version of its own: take sync or async")
+        raise ValueError(f"{missing}: take sync or async")
     if own is not None and vectorization in ("auto", "vector_entry_point"):
         creator = load_env_creator(own) if isinstance(own, str) else own
         if "autoreset_mode" in inspect.signature(creator).parameters:
@@ -117,6 +147,25 @@ def _make(
             f"vectorization is {vectorization}, autoreset_mode {autoreset_mode}"
         )
     return gym.make_vec(spec, num_envs, mode, vector_kwargs=chosen, **kwargs)
+
+
+def _with_vector_version(
+    spec: gym.envs.registration.EnvSpec, kwargs: dict[str, Any]
+) -> gym.envs.registration.EnvSpec:
+    """The spec with the vector version of `pgce.envs`, in a copy: Gymnasium's registry stays as it is."""
+    if not isinstance(spec.entry_point, str) or spec.entry_point not in _VECTOR_VERSIONS:
+        raise ValueError(f"{spec.id} has no vector version of its own")
+    if spec.additional_wrappers:
+        raise ValueError(f"{spec.id} has wrappers for single environments, and so no vector version")
+    version = _VECTOR_VERSIONS[spec.entry_point]
+    known = inspect.signature(load_env_creator(version)).parameters
+    for name, value in {**spec.kwargs, **kwargs}.items():
+        # Where None is no default it means something that ours don't do, such as a random map for each.
+        if name not in known or (value is None and known[name].default is not None):
+            raise ValueError(f"{spec.id}'s vector version in pgce.envs takes no {name}={value!r}")
+    spec = copy.copy(spec)
+    spec.vector_entry_point = version
+    return spec
 
 
 def _mode(creator: Any) -> AutoresetMode | None:

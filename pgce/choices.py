@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-__all__ = ["Activation", "OptimizerName", "Precision", "Schedule", "check_choice"]
+__all__ = ["Activation", "Continuous", "OptimizerName", "Precision", "Schedule", "check_choice"]
 
 OptimizerName = Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"]
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Continuous = Literal["gaussian", "tanh", "beta"]
 Activation = Literal["relu", "silu", "tanh"]
 
 

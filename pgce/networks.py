@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgce.choices import Activation, check_choice
 
-__all__ = ["ActorCritic", "Normalize", "RewardScale", "Scaled", "Value", "WithScale", "mlp"]
+__all__ = ["ActorCritic", "Leading", "Normalize", "RewardScale", "Scaled", "Value", "WithScale", "cnn", "mlp"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -235,6 +235,71 @@ class RewardScale(nn.Module):
         self.statistics.update(sums[valid].unsqueeze(1))
         scaled = reward * torch.rsqrt(self.statistics.variance + 1e-8)
         return scaled.clamp(-self.limit, self.limit)
+
+
+class Leading(nn.Module):
+    """The first features of an input: (B, D + K) -> (B, D).
+
+    Args:
+        features: D.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Leading
+        >>> Leading(2)(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[1., 2.]])
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first D columns."""
+        return x[:, : self.features]
+
+
+def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = None) -> nn.Sequential:
+    """A convolutional network, images (B, C, H, W) -> (B, outputs).
+
+    From 84 pixels on the one of the deep Q-network; smaller images get kernels of 3, without stride.
+
+    Args:
+        image: (C, H, W).
+        outputs: width of the last layer, which has no activation.
+        output_gain: orthogonal initialisation as in `mlp`; None keeps torch's own.
+
+    Raises:
+        ValueError: an image below 7 pixels in height or width.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import cnn
+        >>> cnn((3, 96, 96), outputs=2)(torch.zeros(5, 3, 96, 96)).shape
+        torch.Size([5, 2])
+
+    References:
+        Mnih et al. (2015), Human-level control through deep reinforcement learning.
+    """
+    channels, height, width = image
+    if min(height, width) < 7:
+        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
+    large = min(height, width) >= 36
+    shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if large else ((32, 3, 1), (64, 3, 1), (64, 3, 1))
+    layers: list[nn.Module] = []
+    for filters, kernel, stride in shapes:
+        layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+        channels = filters
+    layers.append(nn.Flatten())
+    features = nn.Sequential(*layers)(torch.zeros(1, *image)).shape[1]
+    layers += [nn.Linear(features, 512), nn.ReLU(), nn.Linear(512, outputs)]
+    if output_gain is not None:
+        weighted = [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
+        for layer in weighted:
+            nn.init.orthogonal_(layer.weight, output_gain if layer is weighted[-1] else math.sqrt(2))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
 
 
 class ActorCritic(nn.Module):

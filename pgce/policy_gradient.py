@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -16,6 +18,7 @@ import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
+from pgce.choices import Continuous
 from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
-__all__ = ["ActorCriticAgent", "Agent"]
+__all__ = ["ActorCriticAgent", "Agent", "TrainedAgent"]
 
 Envs = VectorEnv[Any, Any, Any]
 
@@ -68,6 +71,8 @@ class Agent(Learner):
     """Normalise observations by running statistics, which are saved with the policy."""
     norm_reward: bool = False
     """Scale rewards by the running standard deviation of their discounted sum."""
+    continuous: Continuous = "gaussian"
+    """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
     log_std_init: float = 0.0
     """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
@@ -76,6 +81,8 @@ class Agent(Learner):
     """Coefficient of the entropy bonus."""
     vf_coef: float = 0.5
     """Coefficient of the value term."""
+    init: str | None = None
+    """Run of an agent with the same networks, whose weights are those at the start."""
     eval_env_id: str | None = None
     """Environment to evaluate on, with the same spaces; the training environment's if not given."""
     eval_freq: int = 10_000
@@ -148,6 +155,15 @@ class Agent(Learner):
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterable[Batch]:
         """The steps of one round; one step on the whole batch unless the learner says otherwise."""
         return [batch]
+
+    def acting(self, model: ActorCritic) -> nn.Module:
+        """The policy that acts: the learner's own, or a copy of it where there is a lag."""
+        return model.policy if self.lag == 1 else copy.deepcopy(model.policy)
+
+    @property
+    def group_size(self) -> int:
+        """Environments in a row that begin every rollout in the same state; 1 lets episodes go on."""
+        return 1
 
     @property
     def kept(self) -> int:
@@ -225,6 +241,10 @@ class ActorCriticAgent(Agent):
 def _train_agent(agent: Agent) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.at_least_one("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes")
+    if agent.num_envs % agent.group_size:
+        raise ValueError(
+            f"groups are of equal size: num_envs is {agent.num_envs}, a group has {agent.group_size}"
+        )
     if not 0 <= agent.gamma <= 1:
         raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
@@ -241,6 +261,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     import torch
 
     from pgce import metrics
+    from pgce.checkpoint import load_tensors
     from pgce.optimizer import resolve_device
     from pgce.rollout import Collector
     from pgce.spaces import actions
@@ -248,10 +269,12 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
 
     device = resolve_device(agent.device)
     seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
-    terms = agent.terms(actions(train_envs.single_action_space).head)
+    terms = agent.terms(actions(train_envs.single_action_space, agent.continuous).head)
     torch.manual_seed(seeds[0])
     model = _network(agent, train_envs).to(device)
-    acting = model.policy if agent.lag == 1 else copy.deepcopy(model.policy)
+    if agent.init is not None:
+        model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
+    acting = agent.acting(model).to(device)
     collector = Collector(
         train_envs,
         acting,
@@ -259,6 +282,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         seed=seeds[1],
         generator=torch.Generator(device).manual_seed(seeds[2]),
         device=device,
+        continuous=agent.continuous,
     )
     trainer = Trainer(model, terms, agent.build_optimizer(model))
     evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
@@ -275,6 +299,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         stops=ends,
         folder=str(run.path),
     )
+    groups = np.random.SeedSequence(seeds[1])
     shuffle = torch.Generator().manual_seed(seeds[4])
     kept: deque[Rollout] = deque(maxlen=agent.kept)
     steps, stopped = 0, "budget"
@@ -284,12 +309,14 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         nonlocal steps
         while steps == 0 or steps + agent.num_envs * agent.num_steps <= agent.total_timesteps:
             trainer.optimizer.progress = steps / agent.total_timesteps
+            if agent.group_size > 1:
+                collector.reset(int(groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             rollout = collector.collect()
             steps += rollout.steps
             recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
             seen = rollout.observation[:-1][rollout.valid]
             if model.normalize is not None and steps == rollout.steps:
-                model.normalize.update(seen)  # at the start the policy hardly looks at them
+                model.normalize.update(seen[:, : len(model.normalize.mean)])  # the policy hardly looks yet
             if model.reward_scale is not None:
                 done = rollout.terminated | rollout.truncated
                 reward = model.reward_scale(rollout.reward, done, rollout.valid)
@@ -298,7 +325,8 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             batch = Batch.joined([agent.prepare(each, model) for each in kept])
             yield agent.batches(batch, shuffle) if batch.count else ()
             if model.normalize is not None and steps > rollout.steps:
-                model.normalize.update(seen)  # after the round: within it the policy's input is the same
+                # After the round: within it the policy's input stays the same. (A mask follows the features.)
+                model.normalize.update(seen[:, : len(model.normalize.mean)])
 
     def after(n: int, reports: dict[str, Report]) -> bool:
         nonlocal stopped
@@ -336,6 +364,89 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         summary = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {summary}"
     run.finish(model, result, summary)
     return run
+
+
+class TrainedAgent:
+    """An agent as its run left it: what acts, and how well.
+
+    Args:
+        folder: of the run.
+        device: where the policy computes.
+
+    Attributes:
+        model: the networks.
+        env_id: what it was trained on.
+
+    Raises:
+        FileNotFoundError: the folder holds no trained agent.
+        ValueError: its settings are damaged, or its environment cannot be made.
+
+    Example:
+        >>> import tempfile, gymnasium, pgce
+        >>> from pgce.policy_gradient import TrainedAgent
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pgce.agents.PPO.preset("CartPole-v1", quiet=True, runs_dir=folder).train()
+        ...     agent = TrainedAgent(run.path)
+        >>> observation, info = gymnasium.make("CartPole-v1").reset(seed=0)
+        >>> bool(agent.act(observation) in (0, 1))
+        True
+        >>> bool(agent.evaluate(episodes=10).mean() > 400)
+        True
+    """
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+        from pgce.checkpoint import load_tensors
+        from pgce.optimizer import resolve_device
+        from pgce.rollout import Collector
+
+        path = Path(folder)
+        try:
+            config = json.loads((path / "config.json").read_bytes())
+            known = {field.name for field in dataclasses.fields(Agent)}
+            settings: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in config.items()
+                if name in known
+            }
+            self._settings = Agent(**settings)
+        except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
+        tensors = load_tensors(path / "model.safetensors")
+        self.env_id = self._settings.env_id
+        self.device = resolve_device(device)
+        self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        with closing(envs.make(self.env_id, 1, **self._options)) as one:
+            critic = any(name.startswith("value.") for name in tensors)
+            self.model = _network(self._settings, one, critic=critic)
+            self._collector = Collector(
+                one, self.model.policy, 1, seed=0, continuous=self._settings.continuous
+            )
+        self.model.load_state_dict(tensors)
+        self.model.to(self.device).eval()
+
+    def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
+        """The action for one observation, as `step` takes it: the most probable, or drawn.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: which actions are allowed, where `info["action_mask"]` tells.
+            greedy: take the most probable action.
+        """
+        return self._collector.act(observation, action_mask, greedy=greedy)
+
+    def evaluate(
+        self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
+    ) -> NDArray[np.float64]:
+        """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
+        import torch
+
+        from pgce.rollout import evaluate
+
+        generator = torch.Generator(self.device).manual_seed(seed)
+        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
+            options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
+            options["continuous"] = self._settings.continuous
+            return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
 
 
 class _Evaluation:
@@ -379,6 +490,7 @@ class _Evaluation:
             generator=torch.Generator(self._device).manual_seed(action_seed),
             device=self._device,
             greedy=self._agent.eval_greedy,
+            continuous=self._agent.continuous,
         )
 
     def result(self) -> dict[str, Any]:
@@ -392,28 +504,34 @@ class _Evaluation:
         }
 
 
-def _network(agent: Agent, envs: Envs) -> ActorCritic:
-    """Policy and, for a critic, value: perceptrons apart from each other."""
+def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCritic:
+    """Policy and, for a critic, value: networks apart from each other."""
     from torch import nn
 
-    from pgce.heads import Gaussian
-    from pgce.networks import ActorCritic, Normalize, RewardScale, Value, WithScale, mlp
-    from pgce.spaces import actions, observations
+    from pgce.networks import ActorCritic, Leading, Normalize, RewardScale, Value, cnn, mlp
+    from pgce.rollout import mask_size
+    from pgce.spaces import Masked, actions, observations
 
-    features = observations(envs.single_observation_space).size
-    action = actions(envs.single_action_space)
-    normalize = Normalize(features) if agent.norm_obs else None
-    scale = RewardScale(envs.num_envs, agent.gamma) if agent.norm_reward else None
+    seen = observations(envs.single_observation_space)
+    action = actions(envs.single_action_space, agent.continuous)
+    masked = mask_size(envs)
+    normalize = Normalize(seen.size) if agent.norm_obs and seen.image is None else None
+    scale = RewardScale(agent.num_envs, agent.gamma) if agent.norm_reward else None
 
-    def perceptron(outputs: int, gain: float) -> nn.Module:
-        network = mlp(features, outputs, agent.hidden_sizes, agent.activation, gain)
-        return network if normalize is None else nn.Sequential(normalize, network)
+    def network(outputs: int, gain: float) -> nn.Module:
+        if seen.image is not None:
+            return cnn(seen.image, outputs, gain)
+        perceptron = mlp(seen.size, outputs, agent.hidden_sizes, agent.activation, gain)
+        return perceptron if normalize is None else nn.Sequential(normalize, perceptron)
 
-    policy = perceptron(action.size, 0.01)
-    if isinstance(action.head, Gaussian):
-        policy = WithScale(policy, action.size, agent.log_std_init)
-    if not agent.critic:
+    policy = action.wrap(network(action.size, 0.01), agent.log_std_init)
+    if masked:
+        policy = Masked(policy, seen.size, action.head)
+    if not (agent.critic if critic is None else critic):
         return ActorCritic(policy, None, normalize, scale)
     # The standard deviation of a discounted sum of independent rewards of variance 1.
     unit = 1.0 if agent.norm_reward else (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
-    return ActorCritic(policy, Value(perceptron(1, 1.0), unit), normalize, scale)
+    value = network(1, 1.0)
+    if masked:
+        value = nn.Sequential(Leading(seen.size), value)
+    return ActorCritic(policy, Value(value, unit), normalize, scale)

@@ -9,16 +9,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pgce import envs as vector_envs
+from pgce.choices import Continuous
+from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch
 
-__all__ = ["Collector", "Rollout", "evaluate"]
+__all__ = ["Collector", "Rollout", "evaluate", "mask_size"]
 
 Policy = Callable[[Tensor], Tensor]
 """Observations (N, D) -> logits."""
@@ -81,6 +84,12 @@ class Rollout:
         """(T, N), −log π(a|s) of the policy that acted."""
         return self.head.cross_entropy(self.logits, self.action)
 
+    @property
+    def first_episode(self) -> Tensor:
+        """(T, N), bool: the rows of each environment's first episode in this rollout."""
+        done = (self.terminated | self.truncated) & self.valid
+        return self.valid & ((done.cumsum(0) - done.long()) == 0)
+
     def cross_entropy_under(self, policy: Policy) -> Tensor:
         """(T, N), −log π(a|s) of another policy for the same actions."""
         with torch.no_grad():
@@ -136,6 +145,11 @@ class Collector:
         generator: for sampling actions, on `device`.
         device: where the policy computes.
         greedy: take the most probable action instead of sampling.
+        continuous: distribution of the actions of a Box space.
+
+    Attributes:
+        mask_size: entries of an action mask, which are the last of every observation; 0 where the
+            environments give none, neither as `info["action_mask"]` nor in the observation.
 
     Raises:
         ValueError: an unsupported space, or no autoreset mode in the metadata.
@@ -159,6 +173,7 @@ class Collector:
         generator: torch.Generator | None = None,
         device: torch.device | None = None,
         greedy: bool = False,
+        continuous: Continuous = "gaussian",
     ) -> None:
         self.envs = envs
         self.policy = policy
@@ -166,15 +181,33 @@ class Collector:
         self.mode = _autoreset_mode(envs)
         self.device = device or torch.device("cpu")
         self.generator = generator
-        self._encode = observations(envs.single_observation_space)
-        self._actions = actions(envs.single_action_space)
+        self._observations = observations(envs.single_observation_space)
+        self._actions = actions(envs.single_action_space, continuous)
         self._act = self._actions.head.mode if greedy else self._sample
         self.reset(seed)
 
-    def reset(self, seed: int) -> None:
-        """Begin new episodes in all environments."""
-        first, _ = vector_envs.reset(self.envs, seed)
-        self._observation = self._place(self._encode.encode(first))
+    def reset(self, seed: int, group_size: int = 1) -> None:
+        """Begin new episodes in all environments, alike in every group of so many that follow each other.
+
+        Raises:
+            ValueError: groups of environments that have no seed each, or whose number they do not divide.
+        """
+        if group_size == 1:
+            first, info = vector_envs.reset(self.envs, seed)
+        else:
+            n, envs = self.envs.num_envs, self.envs
+            seeded = (SyncVectorEnv, AsyncVectorEnv, NumpyVectorEnv)
+            if n % group_size or not isinstance(envs.unwrapped, seeded):
+                raise ValueError(
+                    f"groups of {group_size} environments need a seed for each (as sync and async take), and "
+                    f"to divide their number: there are {n}, {envs}"
+                )
+            seeds = vector_envs.spawn_seeds(seed, n // group_size)
+            each: Any = [s for s in seeds for _ in range(group_size)]
+            first, info = envs.reset(seed=each)
+        mask = self._mask(first, info)
+        self.mask_size = 0 if mask is None else mask.shape[1]
+        self._observation = self._place(self._encoded(first, info))
         n = self.envs.num_envs
         self._resetting = np.zeros(n, np.bool_)  # environments whose next step only resets them
         self._return, self._length = np.zeros(n), np.zeros(n, np.int64)  # of unfinished episodes
@@ -204,14 +237,18 @@ class Collector:
                 if self.mode != AutoresetMode.NEXT_STEP and (done := terminated[t] | truncated[t]).any():
                     ended = done.nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
-                        final = np.stack([info["final_obs"][i] for i in ended])
+                        last = self._stacked([info["final_obs"][i] for i in ended])
+                        finals.append((t * n + ended, self._encoded(last, {})))
+                        encoded = self._encoded(following, info)
                     else:
-                        final = following[ended]
-                        begun, _ = envs.reset(options={"reset_mask": done})
-                        following = following.copy()
-                        following[ended] = begun[ended]
-                    finals.append((t * n + ended, self._encode.encode(final)))
-                rows[t + 1].copy_(torch.from_numpy(self._encode.encode(following)))
+                        encoded = self._encoded(following, info)
+                        finals.append((t * n + ended, encoded[ended]))
+                        begun, info = envs.reset(options={"reset_mask": done})
+                        encoded = encoded.copy()
+                        encoded[ended] = self._encoded(begun, info)[ended]
+                else:
+                    encoded = self._encoded(following, info)
+                rows[t + 1].copy_(torch.from_numpy(encoded))
         self._observation = rows[steps]
         done = terminated | truncated
         valid = np.ones_like(done)
@@ -219,7 +256,8 @@ class Collector:
             valid[0], valid[1:] = ~self._resetting, ~done[:-1]
             self._resetting = done[-1]
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
-        final = np.concatenate([np.zeros((0, self._encode.size), np.float32), *(o for _, o in finals)])
+        none = np.zeros((0, *self._observation.shape[1:]), np.float32)
+        final = np.concatenate([none, *(o for _, o in finals)])
         self._check_finite(observation[1:], reward, final)
         episode_return, episode_length, episode_env = self._episodes(reward, done, valid)
         return Rollout(
@@ -238,6 +276,50 @@ class Collector:
             episode_env=episode_env,
         )
 
+    def act(self, observation: Any, action_mask: Any = None, *, greedy: bool = False) -> Any:
+        """The action for one observation of a single environment, as its `step` takes it."""
+        info = {} if action_mask is None else {"action_mask": [action_mask]}
+        encoded = self._place(self._encoded(self._stacked([observation]), info))
+        with torch.no_grad():
+            logits = self.policy(encoded)
+            action = self._actions.head.mode(logits) if greedy else self._sample(logits)
+        return next(iter(iterate(self.envs.action_space, self._actions.decode(action))))
+
+    def _encoded(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.float32]:
+        """What the policy sees, (N, D), or (N, C, H, W) of an image; a mask follows the D features."""
+        encoded: Any = self._observations.encode(observation)
+        if isinstance(encoded, dict):
+            if encoded.keys() != {"image"} or self.mask_size:
+                raise ValueError(
+                    "an observation is an image, or all else with or without an action mask, not both: the "
+                    f"space is {self.envs.single_observation_space}"
+                )
+            encoded = encoded["image"]
+        if self.mask_size:
+            mask = self._mask(observation, info)
+            if mask is None:  # of a last observation, after which there is no action
+                mask = np.ones((len(encoded), self.mask_size), np.bool_)
+            mask = mask | ~mask.any(1, keepdims=True)  # where nothing is allowed, no action is waited for
+            encoded = np.concatenate([encoded, mask], 1, dtype=np.float32)
+        result: NDArray[np.float32] = encoded
+        return result
+
+    def _mask(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        """Which actions are allowed, (N, K), by the observation or by `info["action_mask"]`."""
+        mask = self._observations.mask(observation)
+        if mask is not None or "action_mask" not in info:
+            return mask
+        given = np.stack([np.asarray(row).ravel() for row in info["action_mask"]]).astype(np.bool_)
+        told = np.asarray(info.get("_action_mask", np.ones(len(given), np.bool_)))
+        allowed: NDArray[np.bool_] = given | ~told[:, None]
+        return allowed
+
+    def _stacked(self, items: list[Any]) -> Any:
+        """Single observations as the environments give a batch of them."""
+        space = self.envs.single_observation_space
+        empty: Any = create_empty_array(space, len(items))
+        return concatenate(space, items, empty)
+
     def _place(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
@@ -248,7 +330,7 @@ class Collector:
         self, observation: Tensor, reward: NDArray[np.float32], final: NDArray[np.float32]
     ) -> None:
         for name, good in (
-            ("an observation", observation.isfinite().all(-1).cpu().numpy()),
+            ("an observation", observation.flatten(2).isfinite().all(-1).cpu().numpy()),
             ("a reward", np.isfinite(reward)),
         ):
             if not good.all():
@@ -279,6 +361,18 @@ class Collector:
         return episode_return[order], episode_length[order], env[order]
 
 
+def mask_size(envs: gym.vector.VectorEnv[Any, Any, Any]) -> int:
+    """Entries of the environments' action mask; 0 where they give none. Resets them.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.rollout import mask_size
+        >>> mask_size(pgce.envs.make("CartPole-v1", 2)), mask_size(pgce.envs.make("Taxi-v4", 2))
+        (0, 6)
+    """
+    return Collector(envs, lambda x: x, 1, seed=0).mask_size
+
+
 def evaluate(
     envs: gym.vector.VectorEnv[Any, Any, Any],
     policy: Policy,
@@ -288,6 +382,7 @@ def evaluate(
     generator: torch.Generator | None = None,
     device: torch.device | None = None,
     greedy: bool = False,
+    continuous: Continuous = "gaussian",
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Undiscounted returns and lengths (E,) of fresh episodes.
 
@@ -301,6 +396,7 @@ def evaluate(
         generator: for sampling actions, on `device`.
         device: where the policy computes.
         greedy: take the most probable action instead of sampling.
+        continuous: distribution of the actions of a Box space.
 
     Example:
         >>> import pgce.envs
@@ -315,7 +411,8 @@ def evaluate(
     played = np.zeros(n, np.int64)
     returns: list[float] = []
     lengths: list[int] = []
-    collector = Collector(envs, policy, 16, seed=seed, generator=generator, device=device, greedy=greedy)
+    how: dict[str, Any] = {"generator": generator, "device": device, "greedy": greedy}
+    collector = Collector(envs, policy, 16, seed=seed, continuous=continuous, **how)
     while (played < share).any():
         rollout = collector.collect()
         ends = zip(rollout.episode_env, rollout.episode_return, rollout.episode_length, strict=True)

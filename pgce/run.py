@@ -150,7 +150,7 @@ class Run:
         config = dataclasses.asdict(settings)
         versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
         versions |= {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
-        self.write("config.json", config)
+        self.write("config.json", {"learner": settings.learner, **config})
         self.write("versions.json", versions)
         (self.path / "command.txt").write_text(settings.command() + "\n")
         shown = {key: value for key, value in config.items() if key not in ("json", "quiet", "runs_dir")}

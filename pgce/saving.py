@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pgce import weights
 from pgce.checkpoint import load_tensors, save_tensors, write_file
 from pgce.estimators import Classifier, Regressor
+from pgce.policy_gradient import TrainedAgent
 
 __all__ = ["load", "save"]
 
@@ -81,21 +82,23 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     return path
 
 
-def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier | Regressor:
-    """The estimator that `save` wrote.
+def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier | Regressor | TrainedAgent:
+    """The estimator that `save` wrote, or the agent that a run left.
 
     Args:
-        folder: with estimator.json and model.safetensors.
+        folder: with estimator.json and model.safetensors, or the run of an agent.
         module: a network like the one that was trained, where that was one's own.
 
     Raises:
-        FileNotFoundError: the folder holds no estimator.
+        FileNotFoundError: the folder holds neither.
         ValueError: a network of one's own was trained and is not given, or a file is damaged.
 
     Example:
         See `save`.
     """
     path = Path(folder)
+    if (path / "config.json").is_file() and not (path / _SETTINGS).is_file():
+        return TrainedAgent(path)
     try:
         content = json.loads((path / _SETTINGS).read_bytes())
         cls = _CLASSES[content["pgce"]]

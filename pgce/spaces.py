@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from pgce.heads import Categorical, Gaussian, PolicyHead
+from pgce.action_heads import Beta, Bound, Joint, MultiCategorical, SquashedGaussian
+from pgce.choices import Continuous, check_choice
+from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
+from pgce.networks import WithScale
 
-__all__ = ["Actions", "Observations", "actions", "observations"]
+__all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "observations"]
+
+"""The head of floating Box actions: `Gaussian`, `SquashedGaussian` or `Beta`."""
+
+Encoder = Callable[[Any], NDArray[np.float32]]
+Vector = tuple[int, Encoder]  # its width, and what makes it of an observation
+Image = tuple[tuple[int, int, int], Encoder]  # its channels, height and width, and likewise
+
+_MOST_INTEGERS = 256  # values of one component of an integer Box, which become as many classes
+_NEVER = -1e4  # a logit of a Bernoulli: exp(−10⁴) is 0 in every floating type, and −inf · 0 would be NaN
 
 
 class Observations(NamedTuple):
     """How a batch of observations becomes the input of a network.
 
     Attributes:
-        size: D, features of one observation.
-        encode: the environments' array (N, ...) -> (N, D), float32.
+        size: D, features of one observation that are no image.
+        encode: what the environments return, with N observations on the first axis of every array ->
+            (N, D), float32. With an image a dict: "image" (N, C, H, W), float32 in [0, 1], and, if D > 0,
+            "vector" (N, D).
+        image: (C, H, W), or None where no part of the space is an image.
+        mask: what the environments return -> which actions are allowed, (N, K), bool; None where the space
+            has no mask. `apply_mask` takes it.
     """
 
     size: int
-    encode: Callable[[NDArray[Any]], NDArray[np.float32]]
+    encode: Callable[[Any], Any]
+    image: tuple[int, int, int] | None
+    mask: Callable[[Any], NDArray[np.bool_] | None]
 
 
 class Actions(NamedTuple):
@@ -32,68 +54,454 @@ class Actions(NamedTuple):
 
     Attributes:
         head: what the policy's logits mean.
-        size: K classes or D components: the width of the policy network.
+        size: width of the network's last layer: K classes, D means, or the sum over the parts.
         decode: sampled actions (N, ...) -> what the environments' `step` takes.
-    """
-
-    head: PolicyHead
-    size: int
-    decode: Callable[[Tensor], NDArray[Any]]
-
-
-def observations(space: gym.Space[Any]) -> Observations:
-    """The encoder of a single environment's observation space.
-
-    Box is flattened, Discrete becomes one-hot.
-
-    Raises:
-        ValueError: the space is of another kind.
-
-    Example:
-        >>> import numpy as np
-        >>> from gymnasium.spaces import Discrete
-        >>> from pgce.spaces import observations
-        >>> observations(Discrete(3)).encode(np.array([2, 0]))
-        array([[0., 0., 1.],
-               [1., 0., 0.]], dtype=float32)
-    """
-    if isinstance(space, gym.spaces.Box):
-        size = int(np.prod(space.shape))
-        return Observations(size, lambda array: np.asarray(array, np.float32).reshape(-1, size))
-    if isinstance(space, gym.spaces.Discrete):
-        rows, start = np.eye(int(space.n), dtype=np.float32), int(space.start)
-        return Observations(len(rows), lambda array: rows[np.asarray(array) - start])
-    raise ValueError(f"observations are a Box or Discrete space: this one is {space}")
-
-
-def actions(space: gym.Space[Any]) -> Actions:
-    """The head and decoder of a single environment's action space.
-
-    Discrete is a Categorical over its K actions. Box is a Gaussian with learned σ over its D components;
-    a sample is stored as drawn, and clipped to the bounds only for the environment.
-
-    Raises:
-        ValueError: the space is of another kind.
+        logits_shape: of one example's logits, as the head reads them.
+        constant: which of these logits, flattened, do not depend on the observation: the log σ of Gaussian
+            components. All others come from the network, in this order.
 
     Example:
         >>> import torch
         >>> from gymnasium.spaces import Box
         >>> from pgce.spaces import actions
+        >>> action = actions(Box(-1, 1, shape=(3,)))
+        >>> action.size, action.logits_shape
+        (3, (3, 2))
+        >>> action.wrap(torch.nn.Linear(4, action.size))(torch.zeros(8, 4)).shape
+        torch.Size([8, 3, 2])
+    """
+
+    head: PolicyHead
+    size: int
+    decode: Callable[[Tensor], Any]
+    logits_shape: tuple[int, ...]
+    constant: tuple[bool, ...]
+
+    def wrap(self, network: nn.Module, initial_log_scale: float = 0.0) -> nn.Module:
+        """A network (B, ...) -> (B, size) as a policy (B, ...) -> (B, *logits_shape).
+
+        It learns the constant logits, all log σ, from `initial_log_scale` on. Where there is nothing to add,
+        it is the network itself.
+        """
+        if self.logits_shape == (self.size,):
+            return network
+        if self.logits_shape == (self.size, 2) and self.constant == (False, True) * self.size:
+            return WithScale(network, self.size, initial_log_scale)
+        return _Policy(network, self.constant, self.logits_shape, initial_log_scale)
+
+
+def observations(space: gym.Space[Any]) -> Observations:
+    """The encoder of a single environment's observation space.
+
+    A uint8 Box of three axes is an image: it gets its channels first (they are the shorter of the first and
+    the last axis; the last if both are equal) and is divided by the greatest value that the space allows.
+    Several images of one height and width are stacked by their channels. All else becomes one vector, in
+    the space's own order: Box and MultiBinary are flattened, Discrete and MultiDiscrete become one-hot, Dict
+    and Tuple are what their entries are.
+
+    A Dict of "observation" and "action_mask" (with or without more) carries a mask of actions, a Box or
+    MultiBinary of zeros and ones or a Tuple of these, which is no part of the observation.
+
+    Raises:
+        ValueError: the space or one in it is of another kind, such as Text, Sequence, Graph or OneOf; it has
+            nothing to observe; or images differ in height or width.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box, Dict, Discrete
+        >>> from pgce.spaces import observations
+        >>> observations(Discrete(3)).encode(np.array([2, 0]))
+        array([[0., 0., 1.],
+               [1., 0., 0.]], dtype=float32)
+        >>> seen = observations(Dict(camera=Box(0, 255, (64, 48, 3), np.uint8), speed=Box(-1, 1, (2,))))
+        >>> seen.size, seen.image
+        (2, (3, 64, 48))
+        >>> both = seen.encode({"camera": np.zeros((5, 64, 48, 3), np.uint8), "speed": np.zeros((5, 2))})
+        >>> both["image"].shape, both["vector"].shape
+        ((5, 3, 64, 48), (5, 2))
+
+    References:
+        Huang and Ontañón (2022), A closer look at invalid action masking in policy gradient algorithms, for
+        masks; Towers et al. (2024), Gymnasium: a standard interface for reinforcement learning environments.
+    """
+    mask: Callable[[Any], NDArray[np.bool_] | None] = _no_mask
+    masked = isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= space.spaces.keys()
+    if isinstance(space, spaces.Dict) and masked:
+        flat = _mask(space["action_mask"])
+
+        def mask(observation: Any) -> NDArray[np.bool_] | None:
+            return flat(observation["action_mask"])
+
+    vectors, images = _leaves(space, without="action_mask" if masked else None)
+    size = sum(width for width, _ in vectors)
+    if len({shape[1:] for shape, _ in images}) > 1:
+        shapes = " and ".join(str(shape) for shape, _ in images)
+        raise ValueError(f"images have one height and width: they are {shapes} (C, H, W) in {space}")
+    if not (size or images):
+        raise ValueError(f"an observation has one or more numbers: there are none in {space}")
+
+    if not images and len(vectors) == 1:
+        return Observations(size, vectors[0][1], None, mask)
+
+    def vector(observation: Any) -> NDArray[np.float32]:
+        return np.concatenate([encode(observation) for _, encode in vectors], -1)
+
+    if not images:
+        return Observations(size, vector, None, mask)
+    channels, (_, height, width) = sum(shape[0] for shape, _ in images), images[0][0]
+
+    def encode(observation: Any) -> dict[str, NDArray[np.float32]]:
+        pictures = [encode(observation) for _, encode in images]
+        both = {"image": pictures[0] if len(pictures) == 1 else np.concatenate(pictures, 1)}
+        return {"vector": vector(observation), **both} if size else both
+
+    return Observations(size, encode, (channels, height, width), mask)
+
+
+def actions(space: gym.Space[Any], continuous: Continuous = "gaussian") -> Actions:
+    """The head and decoder of a single environment's action space.
+
+    - Discrete: a Categorical over its K actions, counted from 0; MultiDiscrete: a MultiCategorical.
+    - MultiBinary: a Bernoulli, one logit an entry.
+    - floating Box, any shape and bounds, D components: "gaussian" has a learned σ that does not depend on
+      the observation; a sample is stored as drawn, and clipped to the bounds only for the environment.
+      "tanh" and "beta" need bounds and stay inside them: a Gaussian through tanh, its σ learned likewise,
+      and a Beta whose two parameters both come from the network.
+    - integer Box: a MultiCategorical, where every component is bounded and has at most 256 values.
+    - Dict and Tuple of these, also nested: a Joint head, its parts in the space's own order.
+
+    Raises:
+        ValueError: the space or one in it is of another kind, has no component, or does not fit `continuous`.
+
+    Example:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict, Discrete
+        >>> from pgce.networks import mlp
+        >>> from pgce.spaces import actions
         >>> actions(Box(-1, 1, shape=(2,))).decode(torch.tensor([[0.5, 7.0]]))
         array([[0.5, 1. ]], dtype=float32)
+        >>> action = actions(Dict(gear=Discrete(5, start=-1), wheel=Box(-1, 1)), continuous="tanh")
+        >>> policy = action.wrap(mlp(4, action.size))
+        >>> logits = policy(torch.zeros(8, 4))
+        >>> logits.shape
+        torch.Size([8, 7])
+        >>> drawn = action.decode(action.head.sample(logits))
+        >>> drawn["gear"].shape, drawn["wheel"].shape
+        ((8,), (8, 1))
+
+    References:
+        Towers et al. (2024), Gymnasium: a standard interface for reinforcement learning environments.
     """
-    if isinstance(space, gym.spaces.Discrete):
-        start, integer = int(space.start), space.dtype
+    check_choice("continuous", continuous, Continuous)
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _joint(space, continuous)
+    if isinstance(space, spaces.Discrete):
+        start, integer, many = int(space.start), space.dtype, int(space.n)
         return Actions(
             Categorical(),
-            int(space.n),
-            lambda action: (action.cpu().numpy() + start).astype(integer, copy=False),
+            many,
+            lambda action: (_array(action) + start).astype(integer, copy=False),
+            (many,),
+            (False,) * many,
         )
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high, shape, real = space.low, space.high, space.shape, space.dtype
+    if (
+        isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box))
+        and math.prod(space.shape) == 0
+    ):
+        raise ValueError(f"an action has one or more components: this space has none, {space}")
+    if isinstance(space, spaces.MultiDiscrete):
+        return _choices(space.nvec.ravel().tolist(), space.start, space)
+    if isinstance(space, spaces.MultiBinary):
+        shape, binary, many = space.shape, space.dtype, math.prod(space.shape)
+        return Actions(
+            Bernoulli(event_dims=1),
+            many,
+            lambda action: _array(action).reshape(-1, *shape).astype(binary, copy=False),
+            (many,),
+            (False,) * many,
+        )
+    if isinstance(space, spaces.Box):
+        if np.issubdtype(space.dtype, np.floating):
+            return _reals(space, continuous)
+        # Python's integers: the difference of two int64 may overflow.
+        edges = zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)
+        sizes = [int(high) - int(low) + 1 for low, high in edges]
+        if max(sizes) > _MOST_INTEGERS:
+            raise ValueError(
+                f"a component of an integer Box has at most {_MOST_INTEGERS} values, which become classes: "
+                f"one has {max(sizes)} in {space}"
+            )
+        return _choices(sizes, space.low, space)
+    raise ValueError(
+        f"actions are a Discrete, MultiDiscrete, MultiBinary, Box, Dict or Tuple space: this one is {space}"
+    )
 
-        def decode(action: Tensor) -> NDArray[Any]:
-            return action.cpu().numpy().reshape(-1, *shape).clip(low, high).astype(real, copy=False)
 
-        return Actions(Gaussian("learned", event_dims=1), int(np.prod(shape)), decode)
-    raise ValueError(f"actions are a Discrete or floating Box space: this one is {space}")
+class Masked(nn.Module):
+    """A policy that reads an action mask after its features: (B, D + K) -> logits with forbidden actions.
+
+    Args:
+        policy: (B, D) -> logits (B, K).
+        features: D.
+        head: what the logits mean, as `apply_mask` takes it.
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Categorical
+        >>> from pgce.spaces import Masked
+        >>> policy = Masked(torch.nn.Linear(2, 3), 2, Categorical())
+        >>> Categorical().mean(policy(torch.tensor([[0.5, 0.5, 0.0, 1.0, 0.0]])))
+        tensor([[0., 1., 0.]], grad_fn=<SoftmaxBackward0>)
+    """
+
+    def __init__(self, policy: nn.Module, features: int, head: Head) -> None:
+        super().__init__()
+        self.policy = policy
+        self.features = features
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, −inf where the last K entries are 0."""
+        logits: Tensor = self.policy(x[:, : self.features])
+        return apply_mask(logits, x[:, self.features :] > 0.5, self.head)
+
+
+def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
+    """Logits under which no forbidden action is ever drawn, nor counted in the entropy.
+
+    A Categorical's mask (..., K) and a MultiCategorical's (..., ΣK), the components one after another, say
+    which classes are allowed: the others get −inf. A Bernoulli's mask has the shape of its logits and says
+    where 1 is allowed: elsewhere the logit is −10⁴, under which p is 0 exactly (0 is always allowed).
+
+    Args:
+        logits: what `head` reads.
+        mask: of the shape of `logits`, bool, True where allowed.
+        head: Categorical, MultiCategorical or Bernoulli.
+
+    Raises:
+        ValueError: another head, a mask of another shape, type or device, or a choice of which every class is
+            forbidden (reads the mask: synchronises a GPU; left out inside `torch.compile`).
+
+    Example:
+        >>> import torch
+        >>> from pgce.heads import Categorical
+        >>> from pgce.spaces import apply_mask
+        >>> logits = apply_mask(torch.zeros(1, 3), torch.tensor([[True, False, True]]), Categorical())
+        >>> Categorical().mean(logits)
+        tensor([[0.5000, 0.0000, 0.5000]])
+
+    References:
+        Huang and Ontañón (2022), A closer look at invalid action masking in policy gradient algorithms.
+    """
+    if mask.shape != logits.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"a mask is boolean and has the shape of the logits, {tuple(logits.shape)}: "
+            f"it has dtype {mask.dtype} and shape {tuple(mask.shape)}"
+        )
+    if mask.device != logits.device:
+        raise ValueError(
+            f"logits and mask lie on one device: logits is on {logits.device}, mask on {mask.device}"
+        )
+    if isinstance(head, Bernoulli):
+        return logits.masked_fill(~mask, _NEVER)
+    if isinstance(head, MultiCategorical):
+        head.examples(logits)
+        components = mask.split(head.sizes, -1)
+    elif isinstance(head, Categorical):
+        components = (mask,)
+    else:
+        raise ValueError(
+            f"masks are for Categorical, MultiCategorical and Bernoulli heads: this one is {head}"
+        )
+    if not torch.compiler.is_compiling():
+        for c, component in enumerate(components):
+            if bool((stuck := ~component.any(-1)).any()):
+                row = tuple(stuck.nonzero()[0].tolist())
+                which = f" of component {c}" if len(components) > 1 else ""
+                raise ValueError(f"a mask allows one action or more: it forbids all{which} in row {row}")
+    return logits.masked_fill(~mask, -math.inf)
+
+
+class _Policy(nn.Module):
+    """A network's outputs and learned constants, each where the head reads it: (B, ...) -> (B, *shape).
+
+    Args:
+        network: (B, ...) -> (B, outputs).
+        constant: which logits do not depend on the input.
+        shape: of one example's logits.
+        initial_log_scale: the constants at the start.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        constant: Sequence[bool],
+        shape: tuple[int, ...],
+        initial_log_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = shape
+        self.log_scale = nn.Parameter(torch.full((sum(constant),), initial_log_scale))
+        # Outputs and constants side by side are sorted by what they are: this undoes it.
+        order = torch.tensor(constant).int().argsort(stable=True).argsort()
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits, (B, *shape)."""
+        output: Tensor = self.network(x)
+        constants = self.log_scale.to(output.dtype).expand(*output.shape[:-1], -1)
+        logits = torch.cat((output, constants), -1).index_select(-1, self.order)
+        return logits.view(*output.shape[:-1], *self.shape)
+
+
+def _leaves(
+    space: gym.Space[Any],
+    at: Callable[[Any], Any] = lambda observation: observation,
+    without: str | None = None,
+) -> tuple[list[Vector], list[Image]]:
+    """The vectors and the images in a space, in its own order.
+
+    Args:
+        space: of one environment.
+        at: finds the space's part of an observation.
+        without: an entry of a Dict to leave out.
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        vectors, images = [], []
+        for key, entry in _entries(space):
+            if key == without:
+                continue
+            more = _leaves(entry, lambda observation, key=key: at(observation)[key])  # type: ignore[misc]
+            vectors += more[0]
+            images += more[1]
+        return vectors, images
+    if isinstance(space, spaces.Discrete):
+        return [_one_hot([int(space.n)], np.array([space.start]), at)], []
+    if isinstance(space, spaces.MultiDiscrete):
+        return [_one_hot(space.nvec.ravel().tolist(), space.start.ravel(), at)], []
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
+        return [], [_image(space, at)]
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        width = math.prod(space.shape)
+        return [(width, lambda observation: np.asarray(at(observation), np.float32).reshape(-1, width))], []
+    raise ValueError(
+        "observations are a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space: "
+        f"this one is {space}"
+    )
+
+
+def _entries(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, gym.Space[Any]]]:
+    return list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+
+
+def _one_hot(sizes: Sequence[int], start: NDArray[Any], at: Callable[[Any], Any]) -> Vector:
+    """Components of several values each as one-hot rows side by side."""
+    width, most = sum(sizes), np.array(sizes, np.int64)
+    first, begin = start.astype(np.int64), np.cumsum(most) - most
+
+    def encode(observation: Any) -> NDArray[np.float32]:
+        ids = np.asarray(at(observation), np.int64).reshape(-1, len(most)) - first
+        if (odd := (ids < 0) | (ids >= most)).any():
+            raise ValueError(
+                f"a discrete observation is one of {most.tolist()} values from {first.tolist()}: "
+                f"it is {(ids + first)[odd.any(-1)][0].tolist()}"
+            )
+        rows = np.zeros((len(ids), width), np.float32)
+        rows[np.arange(len(ids))[:, None], ids + begin] = 1
+        return rows
+
+    return width, encode
+
+
+def _image(space: spaces.Box, at: Callable[[Any], Any]) -> Image:
+    height, width, last = space.shape
+    channels_first = height < last
+    shape = (height, width, last) if channels_first else (last, height, width)
+    axes = (0, 1, 2, 3) if channels_first else (0, 3, 1, 2)
+    greatest = np.float32(max(1, int(space.high.max(initial=0))))
+
+    def encode(observation: Any) -> NDArray[np.float32]:
+        # In C order, which the axes' own would not be.
+        image: NDArray[np.uint8] = np.asarray(at(observation)).transpose(axes)
+        scaled: NDArray[np.float32] = np.divide(image, greatest, dtype=np.float32, order="C")
+        return scaled
+
+    return shape, encode
+
+
+def _no_mask(observation: Any) -> None:
+    """No action is forbidden."""
+
+
+def _mask(space: gym.Space[Any]) -> Callable[[Any], NDArray[np.bool_]]:
+    """What the environments return as a mask -> (N, K), bool, True where not 0."""
+    if isinstance(space, spaces.Tuple) and space.spaces:
+        parts = [_mask(part) for part in space.spaces]
+        return lambda mask: np.concatenate([part(own) for part, own in zip(parts, mask, strict=True)], -1)
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        width = math.prod(space.shape)
+        return lambda mask: np.asarray(mask).reshape(-1, width) != 0
+    raise ValueError(
+        f"an action mask is a Box or MultiBinary space, or a Tuple of these: this one is {space}"
+    )
+
+
+def _array(action: Tensor) -> NDArray[Any]:
+    # numpy has no bfloat16
+    return (action.float() if action.dtype == torch.bfloat16 else action).numpy(force=True)
+
+
+def _choices(sizes: Sequence[int], start: NDArray[Any], space: gym.Space[Any]) -> Actions:
+    """Components of several classes each, counted from `start`, in the space's own shape and type."""
+    shape, integer = start.shape, space.dtype
+
+    def decode(action: Tensor) -> NDArray[Any]:
+        return (_array(action).reshape(-1, *shape) + start.astype(np.int64)).astype(integer, copy=False)
+
+    total = sum(sizes)
+    return Actions(MultiCategorical(tuple(sizes)), total, decode, (total,), (False,) * total)
+
+
+def _reals(space: spaces.Box, continuous: Continuous) -> Actions:
+    low, high, shape, real = space.low, space.high, space.shape, space.dtype
+    many = math.prod(shape)
+
+    def decode(action: Tensor) -> NDArray[Any]:
+        return _array(action).reshape(-1, *shape).clip(low, high).astype(real, copy=False)
+
+    scale_is_constant = (False, True) * many
+    if continuous == "gaussian":
+        return Actions(Gaussian("learned", event_dims=1), many, decode, (many, 2), scale_is_constant)
+    try:
+        bounds = _bounds(low), _bounds(high)
+        head = SquashedGaussian(*bounds) if continuous == "tanh" else Beta(*bounds)
+    except ValueError as error:
+        raise ValueError(f"{continuous} actions need bounds: {error} in {space}") from None
+    if continuous == "tanh":
+        return Actions(head, many, decode, (many, 2), scale_is_constant)
+    return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many)
+
+
+def _bounds(bound: NDArray[Any]) -> Bound:
+    """One number where all are equal, with which a head prints short."""
+    numbers = tuple(float(number) for number in bound.ravel())
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _joint(space: spaces.Dict | spaces.Tuple[Any], continuous: Continuous) -> Actions:
+    entries = _entries(space)
+    if not entries:
+        raise ValueError(f"an action has one or more components: this space has none, {space}")
+    names, parts = [name for name, _ in entries], [actions(entry, continuous) for _, entry in entries]
+    head = Joint(tuple((part.head, part.logits_shape) for part in parts))
+    constant = tuple(each for part in parts for each in part.constant)
+    named = isinstance(space, spaces.Dict)
+
+    def decode(action: Tensor) -> Any:
+        rows = [part.decode(own) for part, own in zip(parts, head.split(action.cpu()), strict=True)]
+        return dict(zip(names, rows, strict=True)) if named else tuple(rows)
+
+    return Actions(head, sum(part.size for part in parts), decode, (len(constant),), constant)

@@ -30,6 +30,7 @@ __all__ = [
     "exponential",
     "focal",
     "gce",
+    "group_standardised",
     "huber",
     "inverse_frequency",
     "leave_one_out",
@@ -526,6 +527,31 @@ def leave_one_out(value: Tensor) -> Tensor:
     if number < 2:
         return torch.zeros_like(value)
     return (value - value.mean()) * (number / (number - 1))
+
+
+def group_standardised(value: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """Each value less the mean of its group, divided by the group's standard deviation, (..., G).
+
+    A group without a difference gives 0, and so does one of one.
+
+    Args:
+        value: (..., G), the last axis a group.
+        epsilon: added to the standard deviation (n − 1 in its divisor).
+
+    Example:
+        >>> import torch
+        >>> from pgce.weights import group_standardised
+        >>> group_standardised(torch.tensor([[1.0, 1.0, 2.0], [5.0, 5.0, 5.0]]))
+        tensor([[-0.5773, -0.5773,  1.1545],
+                [ 0.0000,  0.0000,  0.0000]])
+
+    References:
+        Shao et al. (2024), DeepSeekMath: pushing the limits of mathematical reasoning in open language
+        models.
+    """
+    if value.shape[-1] < 2:
+        return torch.zeros_like(value)
+    return (value - value.mean(-1, keepdim=True)) / (value.std(-1, keepdim=True) + epsilon)
 
 
 def exponential(advantage: Tensor, beta: float = 1.0, cap: float = 20.0) -> Tensor:

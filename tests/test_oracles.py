@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import pgce
-from pgce.agents import A2C, AWR, CEM, PPO, RLOO, Reinforce, Supervised, VTrace
+from pgce.agents import A2C, AWR, CEM, GRPO, PPO, RLOO, Reinforce, Supervised, VTrace
 from pgce.heads import Categorical, Gaussian
 from pgce.networks import ActorCritic, Value, WithScale, mlp
 from pgce.optimizer import Optimizer
@@ -272,6 +272,27 @@ def reference_entropy(head, logits):
         return torch.distributions.Categorical(logits=logits).entropy()
     normal = torch.distributions.Normal(logits[..., 0], logits[..., 1].exp())
     return torch.distributions.Independent(normal, 1).entropy()
+
+
+def test_grpo():
+    """Group-standardised returns of the first episodes, with PPO's clipped surrogate."""
+    head = Categorical()
+    agent = GRPO(num_envs=4, group=2)
+    model, rollout = policy(head, critic=False), fake_rollout(head, n=4)
+    old = model.policy(rollout.observation[:-1].flatten(0, 1)).detach().unflatten(0, (12, 4))
+    rollout = dataclasses.replace(rollout, logits=old + 0.5 * rollout.logits)
+    ours = our_gradients(model, agent.terms(head), agent.prepare(rollout, model))
+    done = (rollout.terminated | rollout.truncated) & rollout.valid
+    rows = [(t, i) for i in range(4) for t in range(12) if rollout.valid[t, i] and not done[:t, i].any()]
+    total = [sum(rollout.reward[t, i].item() for t, i in rows if i == n) for n in range(4)]
+    loss = 0.0
+    for t, i in rows:
+        group = np.array(total[i // 2 * 2 : i // 2 * 2 + 2])
+        A = (total[i] - group.mean()) / (group.std(ddof=1) + 1e-4)
+        log_p = log_density(head, model.policy(rollout.observation[t, i]), rollout.action[t, i])
+        ratio = (log_p - log_density(head, rollout.logits[t, i], rollout.action[t, i])).exp()
+        loss = loss - torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A) / len(rows)
+    assert_equal(ours, gradients(model, loss))
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)

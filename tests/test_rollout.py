@@ -231,12 +231,12 @@ def test_numbers_that_are_not_finite_are_refused(what):
 
 def test_refuses_spaces_and_environments_without_a_mode():
     class Odd(Scripted):
-        action_space = gym.spaces.MultiBinary(3)
+        action_space = gym.spaces.Text(3)
 
-    with pytest.raises(ValueError, match=r"actions are a Discrete .* this one is MultiBinary"):
+    with pytest.raises(ValueError, match=r"Text"):
         Collector(SyncVectorEnv([Odd]), policy, 2, seed=0)
-    Odd.action_space, Odd.observation_space = Scripted.action_space, gym.spaces.MultiBinary(3)
-    with pytest.raises(ValueError, match=r"observations are a Box .* this one is MultiBinary"):
+    Odd.action_space, Odd.observation_space = Scripted.action_space, gym.spaces.Text(3)
+    with pytest.raises(ValueError, match=r"Text"):
         Collector(SyncVectorEnv([Odd]), policy, 2, seed=0)
     envs = SyncVectorEnv([Scripted])
     envs.metadata = {}

@@ -219,7 +219,7 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
         (Reinforce, ["--threads", "0"], "threads is 0"),
         (Reinforce, ["--learning-rate", "-1"], "it is -1"),
         (Reinforce, ["--hidden-sizes", "64", "0"], "the widths are [4, 64, 0, 2]"),
-        (Reinforce, ["--env-id", "Blackjack-v1"], "observations are a Box or Discrete space"),
+        (Reinforce, ["--continuous", "student"], "student"),
         (Supervised, ["--data", "mnist"], "it is 'mnist'"),
         (Supervised, ["--device", "tpu"], "it is 'tpu'"),
         (Supervised, ["--epochs", "0"], "epochs is at least 1: it is 0"),

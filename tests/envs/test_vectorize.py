@@ -9,10 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from pgce.envs import ClassificationBandit, VectorClassificationBandit, make, reset, spawn_seeds
+from pgce.envs.classic_control import AcrobotVectorEnv, MountainCarVectorEnv
+from pgce.envs.toy_text import FrozenLakeVectorEnv
+from pgce.envs.vector_base import NumpyVectorEnv
 
 
 class Silent(VectorClassificationBandit):
@@ -214,3 +217,118 @@ def test_digits_are_registered_with_the_reward_that_solves_them():
         assert spec.reward_threshold == 0.95
         assert spec.kwargs == {"data": "digits", "split": split}
         assert isinstance(gym.make(env_id).unwrapped, ClassificationBandit)
+
+
+VERSIONS = {
+    "Acrobot-v1": "AcrobotVectorEnv",
+    "MountainCar-v0": "MountainCarVectorEnv",
+    "MountainCarContinuous-v0": "MountainCarContinuousVectorEnv",
+    "Pendulum-v1": "PendulumVectorEnv",
+    "FrozenLake-v1": "FrozenLakeVectorEnv",
+    "FrozenLake8x8-v1": "FrozenLakeVectorEnv",
+    "CliffWalking-v1": "CliffWalkingVectorEnv",
+    "CliffWalkingSlippery-v1": "CliffWalkingVectorEnv",
+    "Taxi-v4": "TaxiVectorEnv",
+    "Blackjack-v1": "BlackjackVectorEnv",
+}
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "vector_entry_point"])
+@pytest.mark.parametrize("env_id", VERSIONS)
+def test_gymnasium_s_single_environments_have_a_vector_version_here(env_id, vectorization):
+    registered = repr(gym.spec(env_id))
+    envs = make(env_id, 3, vectorization=vectorization)
+    assert isinstance(envs, NumpyVectorEnv)
+    assert repr(envs) == f"{VERSIONS[env_id]}({env_id}, num_envs=3)"
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert envs.spec.id == env_id
+    assert envs.spec.reward_threshold == gym.spec(env_id).reward_threshold
+    assert repr(gym.spec(env_id)) == registered
+    assert isinstance(gym.make_vec(env_id, 2), SyncVectorEnv), "others are served as before"
+    again = gym.make_vec(envs.spec)
+    assert type(again) is type(envs)
+    assert again.num_envs == 3
+
+
+def test_limits_are_those_registered_or_asked_for():
+    for kwargs, limit in (({}, 200), ({"max_episode_steps": 7}, 7)):
+        envs = make("MountainCar-v0", 2, **kwargs)
+        reset(envs, 0)
+        truncated = [envs.step(np.ones(2, int))[3].all() for _ in range(limit)]
+        assert truncated == [False] * (limit - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "name"),
+    [
+        ("Acrobot-v1", {"render_mode": "rgb_array"}, "render_mode='rgb_array'"),
+        ("FrozenLake-v1", {"map_name": None}, "map_name=None"),
+        ("Taxi-v4", {"fickle_passenger": True}, "fickle_passenger=True"),
+    ],
+)
+def test_arguments_that_ours_do_not_know_take_sync(env_id, kwargs, name):
+    assert isinstance(make(env_id, 2, **kwargs), SyncVectorEnv)
+    with pytest.raises(
+        ValueError, match=rf"{env_id}'s vector version in pgce\.envs takes no {name}: take sync"
+    ):
+        make(env_id, 2, vectorization="vector_entry_point", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "version"),
+    [
+        ("Acrobot-v1", {"render_mode": None}, AcrobotVectorEnv),
+        ("FrozenLake-v1", {"desc": None}, FrozenLakeVectorEnv),
+        ("FrozenLake-v1", {"desc": ["SG"], "is_slippery": False}, FrozenLakeVectorEnv),
+        ("MountainCar-v0", {"goal_velocity": 0.01}, MountainCarVectorEnv),
+    ],
+)
+def test_arguments_that_ours_know_do_not(env_id, kwargs, version):
+    assert type(make(env_id, 2, **kwargs)) is version
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gravity'"):
+        make("Pendulum-v1", 2, gravity=3)
+    with pytest.raises(ValueError, match=r"Pendulum-v1's vector version in pgce\.envs takes no gravity=3"):
+        make("Pendulum-v1", 2, vectorization="vector_entry_point", gravity=3)
+
+
+def test_another_registration_of_the_same_environment_has_the_vector_version_too(register):
+    lake = "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv"
+    env_id = register("Lake", entry_point=lake, kwargs={"desc": ["SFG"]}, max_episode_steps=9)
+    envs = make(env_id, 2)
+    assert type(envs) is FrozenLakeVectorEnv
+    assert envs.single_observation_space.n == 3
+    env_id = register("RandomLake", entry_point=lake, kwargs={"map_name": None})
+    assert isinstance(make(env_id, 2), SyncVectorEnv)
+
+
+def test_another_environment_under_a_known_name_has_not(monkeypatch):
+    spec = EnvSpec("Acrobot-v1", entry_point="gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    monkeypatch.setitem(gym.registry, "Acrobot-v1", spec)
+    assert make("Acrobot-v1", 2).single_observation_space.shape == (3,)
+    monkeypatch.setitem(gym.registry, "Acrobot-v1", EnvSpec("Acrobot-v1", entry_point=ClassificationBandit))
+    assert isinstance(make("Acrobot-v1", 2, data="iris"), SyncVectorEnv)
+
+
+def test_without_a_vector_version_there_is_sync_or_an_error(register):
+    env_id = register("Single", entry_point="pgce.envs.bandit:ClassificationBandit", kwargs={"data": "iris"})
+    assert isinstance(make(env_id, 2), SyncVectorEnv)
+    with pytest.raises(ValueError, match=r"Single-v0 has no vector version of its own: take sync or async"):
+        make(env_id, 2, vectorization="vector_entry_point")
+
+
+def test_wrappers_of_a_registration_are_kept(register):
+    clip = WrapperSpec("Clip", "gymnasium.wrappers:ClipReward", {"min_reward": -0.5, "max_reward": 0.0})
+    env_id = register(
+        "Wrapped",
+        entry_point="gymnasium.envs.classic_control.mountain_car:MountainCarEnv",
+        additional_wrappers=(clip,),
+    )
+    envs = make(env_id, 2)
+    assert isinstance(envs, SyncVectorEnv)
+    reset(envs, 0)
+    assert (envs.step(np.zeros(2, int))[1] == -0.5).all()
+    with pytest.raises(ValueError, match=r"Wrapped-v0 has wrappers for single environments"):
+        make(env_id, 2, vectorization="vector_entry_point")

@@ -1,0 +1,243 @@
+"""What agents share: presets, normalisation, groups, masks, images, and trained agents that act."""
+
+from __future__ import annotations
+
+import shlex
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import nn
+
+import pgce
+from pgce.agents import A2C, BC, GRPO, PPO, RLOO, Reinforce
+from pgce.networks import Normalize, RewardScale, cnn, mlp
+from pgce.rollout import Collector, mask_size
+
+QUICK = {"quiet": True, "track": False, "device": "cpu"}
+
+
+def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_path):
+    words = ["--env-id", "CartPole-v1", "--gamma", "0.99", "--runs-dir", str(tmp_path), "--quiet"]
+    agent = tyro.cli(PPO, args=words, default=PPO.from_words(words))
+    assert agent.num_envs == 64
+    assert agent.gamma == 0.99, "the generic default, given on purpose"
+    assert PPO.from_words(["--env=Acrobot-v1"]).norm_obs
+    assert PPO.from_words(["-n", "5"]).env_id == "CartPole-v1"
+    assert PPO.preset("Unknown-v0").num_envs == PPO().num_envs
+    # The command that is written down gives the same settings again.
+    words = shlex.split(agent.command())[3:]
+    again = tyro.cli(PPO, args=words, default=PPO.from_words(words))
+    assert again == agent
+    for env_id, preset in PPO.PRESETS.items():
+        assert PPO.preset(env_id, seed=3).seed == 3
+        assert set(preset) <= set(PPO.__dataclass_fields__), env_id
+
+
+def test_normalisation_is_that_of_all_observations_seen():
+    g = torch.Generator().manual_seed(0)
+    seen = [100 + 5 * torch.randn(n, 3, generator=g) for n in (7, 1, 300, 50)]
+    normalize = Normalize(3)
+    for part in seen:
+        normalize.update(part)
+    normalize.update(torch.empty(0, 3))
+    every = torch.cat(seen).double()
+    torch.testing.assert_close(normalize.mean, every.mean(0).float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(normalize.variance, every.var(0, correction=0).float(), rtol=1e-4, atol=0)
+    assert normalize(torch.full((1, 3), 1e9)).tolist() == [[10, 10, 10]]
+    copy = Normalize(3)
+    copy.load_state_dict(normalize.state_dict())
+    assert torch.equal(copy(seen[0]), normalize(seen[0]))
+
+
+def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
+    """Across rollouts, with sums cut at episodes' ends and rows that are no transition left out."""
+    g = torch.Generator().manual_seed(0)
+    reward = 3 * torch.randn(40, 2, generator=g)
+    done, valid = torch.rand(2, 40, 2, generator=g) < torch.tensor([0.1, 0.9]).view(2, 1, 1)
+    scale = RewardScale(2, gamma=0.9)
+    first = scale(reward[:25], done[:25], valid[:25])
+    last = scale(reward[25:], done[25:], valid[25:])
+    sums, running = [], np.zeros(2)
+    for t in range(40):
+        running = 0.9 * running + reward[t].numpy()
+        sums.append(running.copy())
+        running = np.where(done[t], 0, running)
+    sums, counts = np.array(sums), valid.numpy()
+    for part, rows in ((first, slice(0, 25)), (last, slice(25, 40))):
+        until = sums[: rows.stop][counts[: rows.stop]]
+        np.testing.assert_allclose(part, reward[rows] / until.std(), rtol=1e-4)
+
+
+def test_groups_begin_alike_and_play_one_episode():
+    envs = pgce.envs.make("CartPole-v1", 6, vectorization="sync")
+    torch.manual_seed(0)
+    collector = Collector(envs, mlp(4, 2), 250, seed=0)
+    collector.reset(5, group_size=3)
+    rollout = collector.collect()
+    start = rollout.observation[0]
+    assert torch.equal(start[0], start[1])
+    assert torch.equal(start[3], start[5])
+    assert not torch.equal(start[0], start[3])
+    first = rollout.first_episode
+    done = (rollout.terminated | rollout.truncated) & rollout.valid
+    assert done.sum() > 6
+    for n in range(6):
+        end = int(done[:, n].nonzero()[0])
+        assert first[: end + 1, n].all()
+        assert not first[end + 1 :, n].any()
+    native = Collector(pgce.envs.make("CartPole-v1", 6), mlp(4, 2), 5, seed=0)
+    for each, size in ((collector, 4), (native, 2)):
+        with pytest.raises(ValueError, match=f"groups of {size} environments"):
+            each.reset(1, size)
+
+
+def test_episodes_are_numbered_as_their_returns_are():
+    rollout = Collector(pgce.envs.make("CartPole-v1", 5), mlp(4, 2), 120, seed=0).collect()
+    episode = rollout.episode
+    assert episode.max() == len(rollout.episode_return) - 1
+    for number, (total, length) in enumerate(
+        zip(rollout.episode_return, rollout.episode_length, strict=True)
+    ):
+        rows = (episode == number) & rollout.valid
+        assert int(rows.sum()) == length
+        assert rollout.reward[rows].sum() == total
+
+
+class Allowed(gym.Env):
+    """Only one action is allowed at a time, which the info tells; any other ends with −1."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._see()
+
+    def _see(self):
+        self.allowed = int(self.np_random.integers(3))
+        return np.zeros(2, np.float32), {"action_mask": np.arange(3) == self.allowed}
+
+    def step(self, action):
+        wrong = action != self.allowed
+        self.t += 1
+        observation, info = self._see()
+        if wrong or self.t == 7:
+            info = {"action_mask": np.zeros(3, bool)}  # nothing is allowed after the end
+        return observation, -1.0 if wrong else 1.0, bool(wrong), self.t == 7, info
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_forbidden_actions_are_never_taken(mode):
+    envs = SyncVectorEnv([Allowed] * 3, autoreset_mode=mode)
+    assert mask_size(envs) == 3
+    policy = pgce.spaces.Masked(nn.Linear(2, 3), 2, pgce.heads.Categorical())
+    rollout = Collector(envs, policy, 50, seed=0).collect()
+    assert (rollout.reward[rollout.valid] == 1).all()
+    assert rollout.observation.shape == (51, 3, 5)
+    assert set(rollout.episode_length) == {7}
+    assert rollout.cross_entropy[rollout.valid].abs().max() == 0
+
+
+def test_an_agent_learns_taxi_with_its_mask(tmp_path):
+    """Taxi tells in its info which actions change anything."""
+    agent = PPO(env_id="Taxi-v4", num_envs=32, num_steps=32, runs_dir=str(tmp_path), **QUICK)
+    run = agent.train(total_timesteps=60_000)
+    assert run.result["eval_mean"] > -150, "a random policy has −770"
+    trained = pgce.load(run.path)
+    env = gym.make("Taxi-v4")
+    observation, info = env.reset(seed=0)
+    for _ in range(20):
+        action = trained.act(observation, action_mask=info["action_mask"])
+        assert info["action_mask"][action]
+        observation, *_, info = env.step(action)
+
+
+def test_a_network_of_images_learns(tmp_path):
+    """Which half of the picture is bright is the action to take."""
+    gym.register("Bright-v0", entry_point=Bright)
+    try:
+        agent = A2C(env_id="Bright-v0", learning_rate=3e-4, runs_dir=str(tmp_path), **QUICK)
+        run = agent.train(total_timesteps=8_000)
+        assert run.result["eval_mean"] > 0.9
+        assert pgce.load(run.path).evaluate(20).mean() > 0.9
+    finally:
+        del gym.registry["Bright-v0"]
+    assert cnn((3, 84, 84), 5)(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
+        cnn((1, 5, 9), 2)
+
+
+class Bright(gym.Env):
+    observation_space = gym.spaces.Box(0, 255, (12, 12, 1), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.side = int(self.np_random.integers(2))
+        image = self.np_random.integers(0, 100, (12, 12, 1)).astype(np.uint8)
+        image[:, 6 * self.side : 6 * self.side + 6] += 150
+        return image, {}
+
+    def step(self, action):
+        return np.zeros((12, 12, 1), np.uint8), float(action == self.side), True, False, {}
+
+
+@pytest.mark.parametrize("continuous", ["gaussian", "tanh", "beta"])
+def test_continuous_actions_learn_a_target(continuous, tmp_path):
+    gym.register("Aim-v0", entry_point=Aim)
+    try:
+        agent = PPO(env_id="Aim-v0", continuous=continuous, num_steps=32, runs_dir=str(tmp_path), **QUICK)
+        run = agent.train(total_timesteps=40_000)
+        assert pgce.load(run.path).evaluate(50).mean() > -0.1
+    finally:
+        del gym.registry["Aim-v0"]
+
+
+class Aim(gym.Env):
+    """The action should be the observation's mirror image, in bounds of its own."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = self.np_random.uniform(-0.8, 0.8, 2).astype(np.float32)
+        return self.at, {}
+
+    def step(self, action):
+        wanted = np.array([-1.5 * self.at[0], 0.5 + 0.4 * self.at[1]])
+        return self.at.copy(), -float(np.square(action - wanted).sum()), True, False, {}
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, RLOO, GRPO, Reinforce])
+def test_a_rollout_in_which_nothing_counts_changes_nothing(kind, tmp_path):
+    """Episodes longer than the rollout: RLOO has none that ended."""
+    more = {"group": 2} if kind is GRPO else {}
+    agent = kind(env_id="Pendulum-v1", num_envs=4, num_steps=8, runs_dir=str(tmp_path), **QUICK, **more)
+    run = agent.train(total_timesteps=64)
+    assert run.result["stopped"] == "budget"
+    if kind is RLOO:
+        assert run.result["steps"] == 64
+
+
+def test_from_an_expert_to_its_pupil_to_another_agent(tmp_path):
+    """PPO, behaviour cloning from it, and PPO again from the clone."""
+    where = {"runs_dir": str(tmp_path), **QUICK}
+    expert = PPO.preset("CartPole-v1", **where).train()
+    pupil = BC(expert=str(expert.path), **where).train("CartPole-v1", total_timesteps=20_000)
+    assert pupil.result["eval_mean"] > 450
+    start = PPO(init=str(pupil.path), learning_rate=1e-9, num_steps=64, **where)
+    again = start.train("CartPole-v1", total_timesteps=1_024)
+    assert again.result["eval_mean"] > 450
+    with pytest.raises(ValueError, match="learns from an expert"):
+        BC(**where).train("CartPole-v1")
+    with pytest.raises(FileNotFoundError):
+        pgce.load(tmp_path)
+    (expert.path / "config.json").write_text('{"env_id": 3, "agent": "x"}')
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        pgce.load(expert.path)
