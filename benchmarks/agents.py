@@ -89,12 +89,12 @@ def table() -> str:
             mean, low, high = iqm(np.array([float(row[kind]) for row in rows]))
             cells.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]")
         best = float(cells[0].split()[0])
+        steps = int(np.median([float(row["steps"]) for row in rows]))
         figure = PUBLISHED.get((agent, env_id))
         published = "" if figure is None else f"{figure[0]:.1f} at {figure[1]:,} ({figure[2]})"
-        if figure is not None and best >= figure[0]:
+        if figure is not None and best >= figure[0] and steps <= figure[1]:
             cells[0] = f"**{cells[0]}**"
         seconds = np.median([float(row["seconds"]) for row in rows])
-        steps = int(np.median([float(row["steps"]) for row in rows]))
         lines.append(f"| {agent}, {env_id} | {steps:,} | {' | '.join(cells)} | {published} | {seconds:.0f} |")
     return "\n".join(lines)
 
