@@ -87,6 +87,15 @@ class PPO(ActorCriticAgent):
 
     PRESETS = PRESETS
 
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        self.at_least_one("update_epochs", "num_minibatches")
+        if not self.clip_coef > 0 or (self.dual_clip is not None and not self.dual_clip > 1):
+            raise ValueError(
+                f"clip_coef is positive, dual_clip above 1: they are {self.clip_coef} and {self.dual_clip}"
+            )
+
     def weight(self) -> str | Rule:
         """The clipped ratio times the advantage."""
         return partial(pgce.weights.clipped, clip_coef=self.clip_coef, dual_clip=self.dual_clip)

@@ -113,8 +113,8 @@ class Agent(Learner):
         return cls.preset(env_id)
 
     def defaults(self) -> Agent:
-        """The preset of the environment."""
-        return self.preset(type(self).env_id if self.env_id not in self.PRESETS else self.env_id)
+        """The preset of the environment, whose name is itself told unless it is the default."""
+        return dataclasses.replace(self.preset(self.env_id), env_id=type(self).env_id)
 
     @property
     def critic(self) -> bool:
@@ -124,6 +124,16 @@ class Agent(Learner):
     def weight(self) -> str | Rule:
         """The weight of an action: a column, or a rule."""
         return "advantage"
+
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        self.at_least_one("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes")
+        if self.num_envs % self.group_size:
+            raise ValueError(
+                f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
+            )
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
 
     def terms(self, head: PolicyHead) -> dict[str, Term]:
         """The objective: the weighted cross-entropy of the actions taken, and what goes with it."""
@@ -185,7 +195,7 @@ class Agent(Learner):
         """Advantages (T, N) of returns (T, N), divided by their standard deviation if `norm_adv`."""
         from pgce.weights import whiten
 
-        if not self.norm_adv:
+        if not self.norm_adv or not bool(valid.any()):
             return advantage
         rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
@@ -224,6 +234,12 @@ class ActorCriticAgent(Agent):
         """Whether a value is learned beside the policy: it is."""
         return True
 
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        if not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gae_lambda lies in [0, 1]: it is {self.gae_lambda}")
+
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The columns "advantage", "return", "value" and "cross_entropy" (of the policy that acted)."""
         from pgce.returns import gae
@@ -240,13 +256,7 @@ class ActorCriticAgent(Agent):
 
 def _train_agent(agent: Agent) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
-    agent.at_least_one("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes")
-    if agent.num_envs % agent.group_size:
-        raise ValueError(
-            f"groups are of equal size: num_envs is {agent.num_envs}, a group has {agent.group_size}"
-        )
-    if not 0 <= agent.gamma <= 1:
-        raise ValueError(f"gamma lies in [0, 1]: gamma is {agent.gamma}")
+    agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
     options: dict[str, Any] = {"vectorization": agent.vectorization, "allow_import": agent.allow_import}
     with closing(envs.make(agent.env_id, agent.num_envs, **options)) as train_envs:

@@ -486,9 +486,6 @@ def clipped(
         clip_coef: ε > 0.
         dual_clip: c > 1: also flat where A < 0 and ρ > c.
 
-    Raises:
-        ValueError: ε is not positive, or c is not above 1.
-
     Example:
         >>> import torch
         >>> from pgce.weights import clipped
@@ -500,8 +497,6 @@ def clipped(
         Schulman et al. (2017), Proximal policy optimization algorithms. Ye et al. (2020), Mastering complex
         control in MOBA games with deep reinforcement learning, for the dual clip.
     """
-    if not clip_coef > 0 or (dual_clip is not None and not dual_clip > 1):
-        raise ValueError(f"clip_coef is positive, dual_clip above 1: they are {clip_coef} and {dual_clip}")
     advantage = batch["advantage"]
     ratio = (batch["cross_entropy"] - cross_entropy).exp()
     active = torch.where(advantage >= 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)

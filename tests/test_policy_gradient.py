@@ -29,9 +29,10 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
     assert PPO.from_words(["-n", "5"]).env_id == "CartPole-v1"
     assert PPO.preset("Unknown-v0").num_envs == PPO().num_envs
     # The command that is written down gives the same settings again.
-    words = shlex.split(agent.command())[3:]
-    again = tyro.cli(PPO, args=words, default=PPO.from_words(words))
-    assert again == agent
+    others = PPO.preset("Acrobot-v1", norm_obs=False), PPO(env_id="Acrobot-v1"), PPO(), PPO(env_id="Taxi-v4")
+    for settings in (agent, *others):
+        words = shlex.split(settings.command())[3:]
+        assert tyro.cli(PPO, args=words, default=PPO.from_words(words)) == settings
     for env_id, preset in PPO.PRESETS.items():
         assert PPO.preset(env_id, seed=3).seed == 3
         assert set(preset) <= set(PPO.__dataclass_fields__), env_id
@@ -241,3 +242,23 @@ def test_from_an_expert_to_its_pupil_to_another_agent(tmp_path):
     (expert.path / "config.json").write_text('{"env_id": 3, "agent": "x"}')
     with pytest.raises((ValueError, TypeError, AttributeError)):
         pgce.load(expert.path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (PPO, {"gae_lambda": 1.5}, "gae_lambda lies in .* it is 1.5"),
+        (PPO, {"gamma": -0.1}, "gamma is -0.1"),
+        (PPO, {"clip_coef": 0.0}, "clip_coef is positive"),
+        (PPO, {"dual_clip": 0.5}, "dual_clip above 1"),
+        (PPO, {"num_minibatches": 0}, "num_minibatches is at least 1: it is 0"),
+        (PPO, {"continuous": "student"}, "it is 'student'"),
+        (GRPO, {"num_envs": 9}, "num_envs is 9, a group has 8"),
+        (PPO, {"env_id": "Pendulum-v1", "init": "nowhere"}, "No such file"),
+    ],
+)
+def test_bad_settings_leave_no_folder(kind, settings, message, tmp_path):
+    agent = kind(runs_dir=str(tmp_path / "runs"), **{**QUICK, **settings})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        agent.train(total_timesteps=1_000)
+    assert not (tmp_path / "runs").exists()
