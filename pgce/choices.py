@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-__all__ = ["Activation", "Continuous", "OptimizerName", "Precision", "Schedule", "check_choice"]
+__all__ = ["Activation", "Continuous", "Network", "OptimizerName", "Precision", "Schedule", "check_choice"]
 
 OptimizerName = Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"]
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Continuous = Literal["gaussian", "tanh", "beta"]
+Network = Literal["auto", "transformer"]
 Activation = Literal["relu", "silu", "tanh"]
 
 

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 from pgce.choices import Activation, check_choice
 
-__all__ = ["ActorCritic", "Leading", "Normalize", "RewardScale", "Scaled", "Value", "WithScale", "cnn", "mlp"]
+__all__ = [
+    "ActorCritic",
+    "Leading",
+    "Normalize",
+    "RewardScale",
+    "Scaled",
+    "Transformer",
+    "Value",
+    "WithScale",
+    "cnn",
+    "mlp",
+]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -257,6 +268,60 @@ class Leading(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The first D columns."""
         return x[:, : self.features]
+
+
+class Transformer(nn.Module):
+    """A transformer encoder of tokens: (B, L) -> (B, outputs), read at a place of its own before them.
+
+    Args:
+        tokens: how many different ones there are, ids 0..tokens − 1.
+        length: L.
+        outputs: width of the last layer, which has no activation.
+        width: of a token's vector.
+        layers: of attention and perceptron.
+        heads: of the attention; divides `width`.
+        output_gain: orthogonal initialisation of the last layer; None keeps torch's own.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Transformer
+        >>> Transformer(tokens=11, length=16, outputs=10)(torch.zeros(5, 16)).shape
+        torch.Size([5, 10])
+
+    References:
+        Vaswani et al. (2017), Attention is all you need. Xiong et al. (2020), On layer normalization in the
+        transformer architecture, for the normalisation first.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        length: int,
+        outputs: int,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        output_gain: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(tokens + 1, width)  # the last stands where the result is read
+        self.places = nn.Parameter(0.1 * torch.randn(length + 1, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, outputs)
+        if output_gain is not None:
+            nn.init.orthogonal_(self.output.weight, output_gain)
+            nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs, (B, outputs); x holds whole numbers of any type."""
+        ids = nn.functional.pad(x.long(), (1, 0), value=self.tokens.num_embeddings - 1)
+        encoded: Tensor = self.encoder(self.tokens(ids) + self.places)
+        result: Tensor = self.output(self.norm(encoded[:, 0]))
+        return result
 
 
 def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = None) -> nn.Sequential:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
-from pgce.choices import Continuous
+from pgce.choices import Continuous, Network, check_choice
 from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
@@ -73,6 +74,8 @@ class Agent(Learner):
     """Scale rewards by the running standard deviation of their discounted sum."""
     continuous: Continuous = "gaussian"
     """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
+    network: Network = "auto"
+    """A perceptron, or for images a convolutional network; or a transformer, of tokens."""
     log_std_init: float = 0.0
     """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
@@ -132,6 +135,7 @@ class Agent(Learner):
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
             )
+        check_choice("network", self.network, Network)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
 
@@ -518,7 +522,7 @@ def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCr
     """Policy and, for a critic, value: networks apart from each other."""
     from torch import nn
 
-    from pgce.networks import ActorCritic, Leading, Normalize, RewardScale, Value, cnn, mlp
+    from pgce.networks import ActorCritic, Leading, Normalize, RewardScale, Transformer, Value, cnn, mlp
     from pgce.rollout import mask_size
     from pgce.spaces import Masked, actions, observations
 
@@ -531,6 +535,8 @@ def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCr
     def network(outputs: int, gain: float) -> nn.Module:
         if seen.image is not None:
             return cnn(seen.image, outputs, gain)
+        if agent.network == "transformer":
+            return Transformer(_tokens(envs.single_observation_space), seen.size, outputs, output_gain=gain)
         perceptron = mlp(seen.size, outputs, agent.hidden_sizes, agent.activation, gain)
         return perceptron if normalize is None else nn.Sequential(normalize, perceptron)
 
@@ -545,3 +551,10 @@ def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCr
     if masked:
         value = nn.Sequential(Leading(seen.size), value)
     return ActorCritic(policy, Value(value, unit), normalize, scale)
+
+
+def _tokens(space: Any) -> int:
+    """How many different tokens a space of them has."""
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.integer) or space.low.min() != 0:
+        raise ValueError(f"a transformer reads tokens, a Box of integers from 0: the space is {space}")
+    return int(space.high.max()) + 1

@@ -45,6 +45,14 @@ def test_the_commands_parse(readme, repository):
             assert (repository / name).is_file()
 
 
+def test_the_lines_that_differ_are_those_of_the_agents(readme, repository):
+    (block,) = re.findall(r"```diff\n(.*?)```", readme, re.DOTALL)
+    pairs = re.findall(r"^ # (\w+\.py): .*\n[-+](.*)$", block, re.M)
+    assert len(pairs) == 5
+    for name, line in pairs:
+        assert line in (repository / "agents" / name).read_text(encoding="utf-8"), name
+
+
 def test_links_and_make_targets_exist(readme, repository):
     for link in re.findall(r"\]\(([^)#]+)\)", readme):
         assert (repository / link).is_file(), link
