@@ -10,25 +10,22 @@ Peng et al. (2019), Advantage-weighted regression: simple and scalable off-polic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pgce
 from pgce.choices import Schedule
-from pgce.policy_gradient import ActorCriticAgent
+from pgce.policy_gradient import ActorCriticAgent, Minibatched
 from pgce.run import main
 
 if TYPE_CHECKING:
-    import torch
-
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch
 
 
 @dataclass(kw_only=True)
-class AWR(ActorCriticAgent):
+class AWR(Minibatched, ActorCriticAgent):
     """Settings of AWR.
 
     Example:
@@ -49,10 +46,6 @@ class AWR(ActorCriticAgent):
     """Step size."""
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
-    update_epochs: int = 4
-    """Passes over the rollouts."""
-    num_minibatches: int = 4
-    """Steps a pass."""
     beta: float = 0.3
     """Temperature β, in standard deviations of the advantage (or in its unit, without `norm_adv`)."""
     max_weight: float = 20.0
@@ -68,11 +61,6 @@ class AWR(ActorCriticAgent):
         batch = super().prepare(rollout, model)
         weight = pgce.weights.exponential(batch["advantage"], self.beta, self.max_weight)
         return pgce.Batch(batch.input, {**batch.columns, "advantage": weight}, batch.mask)
-
-    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Minibatches in random order, epoch after epoch."""
-        for _ in range(self.update_epochs):
-            yield from batch.shuffled(self.num_minibatches, generator)
 
 
 if __name__ == "__main__":

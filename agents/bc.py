@@ -10,16 +10,14 @@ Pomerleau (1991), Efficient training of artificial neural networks for autonomou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pgce
-from pgce.policy_gradient import Agent, TrainedAgent
+from pgce.policy_gradient import Minibatched, TrainedAgent
 from pgce.run import main
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from pgce.networks import ActorCritic
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class BC(Agent):
+class BC(Minibatched):
     """Settings of behaviour cloning.
 
     Example:
@@ -51,8 +49,6 @@ class BC(Agent):
     """Step size."""
     update_epochs: int = 10
     """Passes over a rollout."""
-    num_minibatches: int = 4
-    """Steps a pass."""
 
     def acting(self, model: ActorCritic) -> nn.Module:
         """The expert's policy."""
@@ -67,11 +63,6 @@ class BC(Agent):
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The expert's observations and actions."""
         return rollout.batch({})
-
-    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Minibatches of the rollout in random order, epoch after epoch."""
-        for _ in range(self.update_epochs):
-            yield from batch.shuffled(self.num_minibatches, generator)
 
 
 if __name__ == "__main__":

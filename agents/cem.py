@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pgce.policy_gradient import Agent
+from pgce.policy_gradient import Minibatched
 from pgce.run import main
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class CEM(Agent):
+class CEM(Minibatched):
     """Settings of the cross-entropy method.
 
     Example:
@@ -43,8 +43,8 @@ class CEM(Agent):
     """Step size."""
     elite: float = 0.3
     """Share of the episodes, the best, that are imitated."""
-    update_epochs: int = 4
-    """Steps on a rollout."""
+    num_minibatches: int = 1
+    """Steps a pass."""
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The column "advantage": 1 for the actions of an elite episode, else 0."""
@@ -57,10 +57,6 @@ class CEM(Agent):
             return rollout.batch({"advantage": rollout.reward})  # of which no row counts
         elite = total >= total.quantile(1 - self.elite)
         return rollout.batch({"advantage": elite[episode].to(rollout.reward.dtype)})
-
-    def batches(self, batch: Batch, generator: object) -> list[Batch]:
-        """The rollout, several times."""
-        return [batch] * self.update_epochs
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Shao et al. (2024), DeepSeekMath: pushing the limits of mathematical reasoning i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,19 +17,17 @@ from typing import TYPE_CHECKING
 import pgce
 from pgce.choices import Schedule
 from pgce.envs.vectorize import Vectorization
-from pgce.policy_gradient import Agent
+from pgce.policy_gradient import Minibatched
 from pgce.run import main
 
 if TYPE_CHECKING:
-    import torch
-
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Rule
 
 
 @dataclass(kw_only=True)
-class GRPO(Agent):
+class GRPO(Minibatched):
     """Settings of GRPO.
 
     Example:
@@ -57,10 +54,6 @@ class GRPO(Agent):
     """How the learning rate falls over the run."""
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
-    update_epochs: int = 4
-    """Passes over a rollout."""
-    num_minibatches: int = 4
-    """Steps a pass."""
     clip_coef: float = 0.2
     """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
 
@@ -80,11 +73,6 @@ class GRPO(Agent):
         advantage = pgce.weights.group_standardised(total.view(-1, self.group)).flatten()
         columns = {"advantage": advantage.expand_as(rollout.reward), "cross_entropy": rollout.cross_entropy}
         return rollout.batch(columns)
-
-    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Minibatches of the rollout in random order, epoch after epoch."""
-        for _ in range(self.update_epochs):
-            yield from batch.shuffled(self.num_minibatches, generator)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ Schulman et al. (2017), Proximal policy optimization algorithms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pgce
 from pgce.choices import Schedule
-from pgce.policy_gradient import ActorCriticAgent
+from pgce.policy_gradient import ActorCriticAgent, Minibatched
 from pgce.run import main
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pgce.trainer import Batch, Reports, Rule, TargetRule
@@ -50,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(kw_only=True)
-class PPO(ActorCriticAgent):
+class PPO(Minibatched, ActorCriticAgent):
     """Settings of PPO.
 
     Example:
@@ -72,10 +70,6 @@ class PPO(ActorCriticAgent):
     """How the learning rate falls over the run."""
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
-    update_epochs: int = 4
-    """Passes over a rollout."""
-    num_minibatches: int = 4
-    """Steps a pass."""
     clip_coef: float = 0.2
     """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
     dual_clip: float | None = None
@@ -90,7 +84,6 @@ class PPO(ActorCriticAgent):
     def check(self) -> None:
         """Refuse settings that are out of their range."""
         super().check()
-        self.at_least_one("update_epochs", "num_minibatches")
         if not self.clip_coef > 0 or (self.dual_clip is not None and not self.dual_clip > 1):
             raise ValueError(
                 f"clip_coef is positive, dual_clip above 1: they are {self.clip_coef} and {self.dual_clip}"
@@ -110,11 +103,6 @@ class PPO(ActorCriticAgent):
         clipped_error = (batch["value"] + moved - batch["return"]).abs()
         flat = (clipped_error > (value - batch["return"]).abs()) & (moved.abs() == self.clip_coef)
         return value.where(flat, batch["return"])
-
-    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Minibatches of the rollout in random order, epoch after epoch."""
-        for _ in range(self.update_epochs):
-            yield from batch.shuffled(self.num_minibatches, generator)
 
     def stop(self, reports: Reports) -> bool:
         """Whether the policy has moved further than `target_kl`."""

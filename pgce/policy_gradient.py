@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
-__all__ = ["ActorCriticAgent", "Agent", "TrainedAgent"]
+__all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
 
 Envs = VectorEnv[Any, Any, Any]
 
@@ -256,6 +256,32 @@ class ActorCriticAgent(Agent):
         columns = {"return": returns, "value": value, "cross_entropy": rollout.cross_entropy}
         advantage = self.standardised(advantage, returns, rollout.valid)
         return rollout.batch({**columns, "advantage": advantage})
+
+
+@dataclass(kw_only=True)
+class Minibatched(Agent):
+    """An agent that takes several steps on a rollout: passes over its rows in random order, cut in pieces.
+
+    Example:
+        >>> from pgce.agents import PPO
+        >>> PPO(update_epochs=10, num_minibatches=8).update_epochs
+        10
+    """
+
+    update_epochs: int = 4
+    """Passes over a rollout."""
+    num_minibatches: int = 4
+    """Steps a pass."""
+
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        self.at_least_one("update_epochs", "num_minibatches")
+
+    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
+        """Minibatches of the rollout in random order, epoch after epoch."""
+        for _ in range(self.update_epochs):
+            yield from batch.shuffled(self.num_minibatches, generator)
 
 
 def _train_agent(agent: Agent) -> Run:
