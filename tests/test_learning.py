@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgce.agents import Reinforce, Supervised
+from pgce.agents import A2C, AWR, PPO, RLOO, Reinforce, Supervised, VTrace
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +17,15 @@ def test_reinforce_solves_cartpole(baseline, seed, tmp_path):
     assert result["stopped"] == "threshold"
     assert result["steps"] <= 200_000
     assert result["eval_episodes"] == 100
+    assert result["eval_mean"] >= 475
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("kind", [A2C, AWR, PPO, RLOO, VTrace])
+def test_agents_solve_cartpole(kind, seed, tmp_path):
+    agent = kind.preset("CartPole-v1", seed=seed, quiet=True, runs_dir=str(tmp_path))
+    result = agent.train(total_timesteps=200_000).result
+    assert result["stopped"] == "threshold"
     assert result["eval_mean"] >= 475
 
 

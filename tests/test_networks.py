@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from pgce.networks import ActorCritic, Value, WithScale, mlp
+import pgce
+from pgce.networks import ActorCritic, Transformer, Value, WithScale, mlp
 
 
 def test_mlp_has_the_layers_asked_for():
@@ -48,3 +49,17 @@ def test_value_is_counted_in_its_unit():
     x = torch.randn(5, 3)
     assert torch.equal(Value(network, unit=7.0)(x), 7 * network(x)[:, 0])
     assert set(ActorCritic(mlp(3, 2))(x)) == {"policy"}
+
+
+def test_a_transformer_learns_to_read_a_sequence_backwards():
+    """The next token of the prompt reversed, from what is written so far."""
+    g = torch.Generator().manual_seed(0)
+    prompt, at = torch.randint(4, (4096, 4), generator=g), torch.randint(4, (4096,), generator=g)
+    answer = prompt.flip(1)
+    written = answer.masked_fill(torch.arange(4) >= at[:, None], 4)  # 4 is blank
+    inputs, target = torch.cat([prompt, written], 1).float(), answer[torch.arange(4096), at]
+    torch.manual_seed(0)
+    model = Transformer(tokens=5, length=8, outputs=4, width=32, output_gain=0.01)
+    learn, held_out = (inputs[:3500], target[:3500]), (inputs[3500:], target[3500:])
+    pgce.fit(model, learn, epochs=10, batch_size=64, learning_rate=2e-3, device="cpu")
+    assert pgce.evaluate(model, held_out)["accuracy"] > 0.95
