@@ -1,6 +1,6 @@
 """What the learners reach, over seeds: tables and curves as CSV, and the picture in the README.
 
-    python benchmarks/learning.py          train everything again (about two minutes), then show
+    python benchmarks/learning.py          train everything again (about three minutes), then show
     python benchmarks/learning.py --show   make picture and table from the committed CSV only
 
 Scores are the interquartile mean over seeds with a 95 % bootstrap interval (Agarwal et al., 2021, Deep
@@ -34,6 +34,7 @@ BANDIT = {
     "learning_rate": 3e-3,
     "ent_coef": 0.05,
 }
+AGENTS = ("PPO", "A2C", "RLOO", "GRPO", "AWR", "VTrace", "CEM")
 EXPERIMENTS = {
     "CartPole-v1 to 475, baseline mean": ("Reinforce", {}, "eval/mean_reward"),
     "CartPole-v1 to 475, baseline critic": (
@@ -42,6 +43,7 @@ EXPERIMENTS = {
         "eval/mean_reward",
     ),
     "CartPole-v1 to 475, baseline none": ("Reinforce", {"baseline": "none"}, "eval/mean_reward"),
+    **{f"CartPole-v1 to 475, {name}": (name, {}, "eval/mean_reward") for name in AGENTS},
     "CartPole-v1, baseline mean": ("Reinforce", {"stop_at_threshold": False}, "eval/mean_reward"),
     "CartPole-v1, baseline critic": (
         "Reinforce",
@@ -85,9 +87,12 @@ def measure() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (learner, settings, tag) in EXPERIMENTS.items():
             for seed in SEEDS:
-                agent = getattr(pgce.agents, learner)(
-                    seed=seed, quiet=True, runs_dir=folder, device="cpu", **settings
-                )
+                kind = getattr(pgce.agents, learner)
+                how = {"quiet": True, "runs_dir": folder, "device": "cpu"}
+                if learner != "Supervised":
+                    how["env_id"] = settings.get("env_id", "CartPole-v1")
+                    kind = kind.preset
+                agent = kind(seed=seed, **{**how, **settings})
                 run = agent.train()
                 result = run.result
                 runs.append(

@@ -13,14 +13,25 @@ from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classif
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch import nn
 
 import pgce
 from pgce import Classifier, Regressor
 
 
-@parametrize_with_checks([Classifier(device="cpu"), Regressor(device="cpu")])
+def name(check):
+    return getattr(check, "func", check).__name__
+
+
+CHECKS = [
+    pytest.param(estimator, check, id=f"{type(estimator).__name__}-{number}-{name(check)}")
+    for kind in (Classifier, Regressor)
+    for number, (estimator, check) in enumerate(estimator_checks_generator(kind(device="cpu")))
+]
+
+
+@pytest.mark.parametrize(("estimator", "check"), CHECKS)
 def test_scikit_learn_s_checks(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks provoke and raise some of their own
