@@ -493,3 +493,9 @@ def test_the_docstring_lists_every_setting():
         for name, value in kind().get_params().items():
             assert f"    {name}: " in kind.__doc__, name
             assert f"Default: {value!r}." in kind.__doc__
+
+
+def test_balanced_sampling_and_class_weights_warn():
+    estimator = Classifier(class_weight="balanced", sampler="balanced", epochs=1, device="cpu")
+    with pytest.warns(UserWarning, match="corrects it twice"):
+        estimator.fit(X, Y)
