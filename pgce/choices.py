@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-__all__ = ["Activation", "Continuous", "Network", "OptimizerName", "Precision", "Schedule", "check_choice"]
+__all__ = [
+    "Activation",
+    "Continuous",
+    "Memory",
+    "Network",
+    "OptimizerName",
+    "Precision",
+    "Schedule",
+    "Std",
+    "check_choice",
+]
 
 OptimizerName = Literal["adam", "adamw", "sgd", "rmsprop", "adadelta"]
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Continuous = Literal["gaussian", "tanh", "beta"]
-Network = Literal["auto", "transformer"]
+Std = Literal["learned", "state", "fixed"]
+Network = Literal["auto", "impala", "transformer"]
+Memory = Literal["gru", "lstm"]
 Activation = Literal["relu", "silu", "tanh"]
 
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pgce.choices import Activation, check_choice
+from pgce.choices import Activation, Memory, check_choice
 
 __all__ = [
     "ActorCritic",
-    "Leading",
+    "Columns",
+    "Convolutional",
+    "Headed",
     "Normalize",
+    "Recurrent",
     "RewardScale",
     "Scaled",
+    "Torso",
     "Transformer",
     "Value",
     "WithScale",
     "cnn",
+    "hidden_layers",
+    "impala",
+    "linear",
     "mlp",
+    "nature",
 ]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -57,19 +66,68 @@ def mlp(
         Saxe et al. (2014), Exact solutions to the nonlinear dynamics of learning in deep linear networks, for
         orthogonal initialisation.
     """
+    layers = hidden_layers(inputs, hidden, activation, orthogonal=output_gain is not None)
+    return nn.Sequential(*layers, linear([inputs, *hidden][-1], outputs, output_gain))
+
+
+def hidden_layers(
+    inputs: int, hidden: Sequence[int] = (64, 64), activation: Activation = "tanh", *, orthogonal: bool = True
+) -> nn.Sequential:
+    """All of `mlp` but its last layer: (B, inputs) -> (B, hidden[-1]).
+
+    Args:
+        inputs: D, features of an input.
+        hidden: widths of the layers; () gives the input itself.
+        activation: after each layer: "relu", "silu" or "tanh".
+        orthogonal: orthogonal initialisation with gain √2 and zero biases; else torch's own.
+
+    Raises:
+        ValueError: a width below 1, or an unknown activation.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import hidden_layers
+        >>> hidden_layers(4, (64, 32))(torch.zeros(8, 4)).shape
+        torch.Size([8, 32])
+    """
     check_choice("activation", activation, Activation)
-    widths = [inputs, *hidden, outputs]
-    if min(widths) < 1:
-        raise ValueError(f"every layer has at least one unit: the widths are {widths}")
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        last = i == len(widths) - 2
-        layer = nn.Linear(fan_in, fan_out)
-        if output_gain is not None:
-            nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2))
-            nn.init.zeros_(layer.bias)
-        layers += [layer] if last else [layer, _ACTIVATIONS[activation]()]
+    for fan_in, fan_out in pairwise([inputs, *hidden]):
+        layers += [linear(fan_in, fan_out, math.sqrt(2) if orthogonal else None), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
+
+
+def linear(inputs: int, outputs: int, gain: float | None = None) -> nn.Linear:
+    """A linear layer, (B, inputs) -> (B, outputs).
+
+    Args:
+        inputs: features of an input.
+        outputs: likewise of an output.
+        gain: of an orthogonal initialisation with zero biases; None keeps torch's own.
+
+    Raises:
+        ValueError: a width below 1.
+
+    Example:
+        >>> from pgce.networks import linear
+        >>> linear(4, 2, gain=1.0).bias.tolist()
+        [0.0, 0.0]
+    """
+    if min(inputs, outputs) < 1:
+        raise ValueError(f"every layer has at least one unit: the widths are {inputs} and {outputs}")
+    return _initialised(nn.Linear(inputs, outputs), gain)
+
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def _initialised(layer: Layer, gain: float | None) -> Layer:
+    """The layer, with orthogonal weights and zero biases if a gain is given."""
+    if gain is not None:
+        nn.init.orthogonal_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return layer
 
 
 class WithScale(nn.Module):
@@ -79,6 +137,7 @@ class WithScale(nn.Module):
         mean: network (B, ...) -> (B, D).
         components: D.
         initial_log_scale: log σ at the start.
+        learned: whether it is a parameter; if not, σ stays what it is.
 
     Example:
         >>> import torch
@@ -87,10 +146,18 @@ class WithScale(nn.Module):
         torch.Size([8, 2, 2])
     """
 
-    def __init__(self, mean: nn.Module, components: int, initial_log_scale: float = 0.0) -> None:
+    log_scale: Tensor
+
+    def __init__(
+        self, mean: nn.Module, components: int, initial_log_scale: float = 0.0, *, learned: bool = True
+    ) -> None:
         super().__init__()
         self.mean = mean
-        self.log_scale = nn.Parameter(torch.full((components,), initial_log_scale))
+        log_scale = torch.full((components,), initial_log_scale)
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean and log σ on the last axis, (B, D, 2)."""
@@ -248,26 +315,27 @@ class RewardScale(nn.Module):
         return scaled.clamp(-self.limit, self.limit)
 
 
-class Leading(nn.Module):
-    """The first features of an input: (B, D + K) -> (B, D).
+class Columns(nn.Module):
+    """Some of the features of an input: (..., D) -> (..., stop − start).
 
     Args:
-        features: D.
+        start: the first of them.
+        stop: the first after them.
 
     Example:
         >>> import torch
-        >>> from pgce.networks import Leading
-        >>> Leading(2)(torch.tensor([[1.0, 2.0, 3.0]]))
+        >>> from pgce.networks import Columns
+        >>> Columns(0, 2)(torch.tensor([[1.0, 2.0, 3.0]]))
         tensor([[1., 2.]])
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, start: int, stop: int) -> None:
         super().__init__()
-        self.features = features
+        self.start, self.stop = start, stop
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first D columns."""
-        return x[:, : self.features]
+        """The columns from `start` to before `stop`."""
+        return x[..., self.start : self.stop]
 
 
 class Transformer(nn.Module):
@@ -325,9 +393,7 @@ class Transformer(nn.Module):
 
 
 def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = None) -> nn.Sequential:
-    """A convolutional network, images (B, C, H, W) -> (B, outputs).
-
-    From 84 pixels on the one of the deep Q-network; smaller images get kernels of 3, without stride.
+    """A convolutional network, images (B, C, H, W) -> (B, outputs): `nature` and a last layer.
 
     Args:
         image: (C, H, W).
@@ -342,6 +408,29 @@ def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = N
         >>> from pgce.networks import cnn
         >>> cnn((3, 96, 96), outputs=2)(torch.zeros(5, 3, 96, 96)).shape
         torch.Size([5, 2])
+    """
+    body, width = nature(image, orthogonal=output_gain is not None)
+    return nn.Sequential(*body, linear(width, outputs, output_gain))
+
+
+def nature(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.Sequential, int]:
+    """The layers of the deep Q-network before its last, (B, C, H, W) -> (B, 512), and that width.
+
+    They are its own from 36 pixels on; smaller images get kernels of 3, without stride.
+
+    Args:
+        image: (C, H, W).
+        orthogonal: orthogonal initialisation with gain √2 and zero biases; else torch's own.
+
+    Raises:
+        ValueError: an image below 7 pixels in height or width.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import nature
+        >>> body, width = nature((3, 12, 12))
+        >>> body(torch.zeros(5, 3, 12, 12)).shape == (5, width)
+        True
 
     References:
         Mnih et al. (2015), Human-level control through deep reinforcement learning.
@@ -351,29 +440,262 @@ def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = N
         raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
     large = min(height, width) >= 36
     shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if large else ((32, 3, 1), (64, 3, 1), (64, 3, 1))
+    gain = math.sqrt(2) if orthogonal else None
     layers: list[nn.Module] = []
     for filters, kernel, stride in shapes:
-        layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+        layers += [_initialised(nn.Conv2d(channels, filters, kernel, stride), gain), nn.ReLU()]
         channels = filters
-    layers.append(nn.Flatten())
-    features = nn.Sequential(*layers)(torch.zeros(1, *image)).shape[1]
-    layers += [nn.Linear(features, 512), nn.ReLU(), nn.Linear(512, outputs)]
-    if output_gain is not None:
-        weighted = [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
-        for layer in weighted:
-            nn.init.orthogonal_(layer.weight, output_gain if layer is weighted[-1] else math.sqrt(2))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+    return _flattened(layers, image, 512, gain)
+
+
+def impala(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.Sequential, int]:
+    """The residual network of IMPALA before its last layer, (B, C, H, W) -> (B, 256), and that width.
+
+    Args:
+        image: (C, H, W).
+        orthogonal: orthogonal initialisation of its last linear layer, with gain √2; else torch's own.
+
+    Raises:
+        ValueError: an image below 7 pixels in height or width.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import impala
+        >>> body, width = impala((3, 64, 64))
+        >>> body(torch.zeros(5, 3, 64, 64)).shape == (5, width)
+        True
+
+    References:
+        Espeholt et al. (2018), IMPALA: scalable distributed deep-RL with importance weighted actor-learner
+        architectures, figure 3 on the right.
+    """
+    channels, height, width = image
+    if min(height, width) < 7:
+        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
+    layers: list[nn.Module] = []
+    for filters in (16, 32, 32):
+        layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
+        layers += [_Residual(filters), _Residual(filters)]
+        channels = filters
+    return _flattened([*layers, nn.ReLU()], image, 256, math.sqrt(2) if orthogonal else None)
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside the identity, (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers = [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
+        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input and what the layers add to it."""
+        result: Tensor = x + self.layers(x)
+        return result
+
+
+def _flattened(
+    layers: list[nn.Module], image: tuple[int, int, int], width: int, gain: float | None
+) -> tuple[nn.Sequential, int]:
+    """Convolutions, and a layer over all that comes out of them."""
+    convolutions = nn.Sequential(*layers, nn.Flatten())
+    with torch.no_grad():
+        features = convolutions(torch.zeros(1, *image)).shape[1]
+    return nn.Sequential(*convolutions, linear(features, width, gain), nn.ReLU()), width
+
+
+class Convolutional(nn.Module):
+    """What networks make of an image and of the features before it: (B, D + CHW) -> (B, V + W).
+
+    Args:
+        network: (B, C, H, W) -> (B, W).
+        image: (C, H, W), flattened at the end of an input.
+        beside: (B, D) -> (B, V), or None where there is nothing but the image.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Convolutional, linear, nature
+        >>> both = Convolutional(nature((1, 8, 8))[0], (1, 8, 8), linear(3, 64))
+        >>> both(torch.zeros(5, 3 + 64)).shape
+        torch.Size([5, 576])
+    """
+
+    def __init__(
+        self, network: nn.Module, image: tuple[int, int, int], beside: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.image = image
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the features say, then what is seen."""
+        pixels = math.prod(self.image)
+        seen: Tensor = self.network(x[:, -pixels:].unflatten(1, self.image))
+        return seen if self.beside is None else torch.cat((self.beside(x[:, :-pixels]), seen), 1)
+
+
+class Recurrent(nn.Module):
+    """A network with a memory, over sequences in which episodes may begin: (B, L, D) -> (B, L, size).
+
+    Args:
+        encoder: (B, D) -> (B, width), before the memory.
+        width: of what the encoder gives.
+        size: of the memory.
+        kind: "gru" or "lstm".
+
+    Attributes:
+        state_size: S, numbers that are carried from step to step: `size`, or for an LSTM twice that.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Recurrent
+        >>> memory = Recurrent(torch.nn.Identity(), width=3, size=8, kind="lstm")
+        >>> x, first = torch.zeros(5, 7, 3), torch.zeros(5, 7, dtype=torch.bool)
+        >>> output, state = memory(x, first, torch.zeros(5, memory.state_size))
+        >>> output.shape, state.shape
+        (torch.Size([5, 7, 8]), torch.Size([5, 7, 16]))
+
+    References:
+        Hochreiter and Schmidhuber (1997), Long short-term memory; Cho et al. (2014), Learning phrase
+        representations using RNN encoder–decoder for statistical machine translation.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, size: int, kind: Memory = "gru") -> None:
+        super().__init__()
+        check_choice("memory", kind, Memory)
+        self.encoder = encoder
+        self.cell: nn.RNNCellBase = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(width, size)
+        self.state_size = 2 * size if kind == "lstm" else size
+        for name, parameter in self.cell.named_parameters():
+            if name.startswith("weight"):
+                nn.init.orthogonal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The output and the state after every step, (B, L, size) and (B, L, S).
+
+        Args:
+            x: (B, L, D).
+            first: (B, L), bool: an episode begins with this step, and nothing before it is remembered.
+            state: (B, S), before the first step.
+        """
+        encoded = self.encoder(x.flatten(0, 1)).unflatten(0, first.shape)
+        kept = (~first).to(state.dtype).unsqueeze(-1)
+        states: list[Tensor] = []
+        for t in range(first.shape[1]):
+            state = state * kept[:, t]
+            if isinstance(self.cell, nn.LSTMCell):
+                state = torch.cat(self.cell(encoded[:, t], state.chunk(2, -1)), -1)
+            else:
+                state = self.cell(encoded[:, t], state)
+            states.append(state)
+        every = torch.stack(states, 1)
+        return every[..., : self.cell.hidden_size], every
+
+
+class Torso(nn.Module):
+    """What policy and value read instead of the observation; an action mask after it passes through.
+
+    Without memory it is called with observations (B, D + K), and gives (B, H + K). With memory it is called
+    with sequences, a dict of "observation" (B, L, D + K), "first" (B, L), bool, where an episode begins, and
+    "state" (B, L, S) before each step, of which the first counts; it gives (B, L, H + K).
+
+    Args:
+        networks: one (B, D) -> (B, H); or one or two of `Recurrent`, whose outputs lie side by side.
+        features: D.
+
+    Attributes:
+        state_size: S, numbers that are carried from step to step; 0 is no memory.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Recurrent, Torso
+        >>> torso = Torso([Recurrent(torch.nn.Identity(), 3, 8) for _ in range(2)], features=3)
+        >>> output, state = torso.step(torch.zeros(5, 4), torch.ones(5, dtype=torch.bool), torch.zeros(5, 16))
+        >>> output.shape, state.shape
+        (torch.Size([5, 17]), torch.Size([5, 16]))
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], features: int) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.features = features
+        self.sizes = [network.state_size for network in networks if isinstance(network, Recurrent)]
+        self.state_size = sum(self.sizes)
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        """What policy and value read."""
+        if isinstance(x, dict):
+            return self._sequence(x["observation"], x["first"], x["state"][:, 0])[0]
+        return self._with_mask(self.networks[0](x[..., : self.features]), x)
+
+    def step(self, x: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: the output (B, H + K) and the state after it (B, S).
+
+        Args:
+            x: (B, D + K).
+            first: (B,), bool: an episode begins.
+            state: (B, S), before it.
+        """
+        output, after = self._sequence(x.unsqueeze(1), first.unsqueeze(1), state)
+        return output.squeeze(1), after.squeeze(1)
+
+    def _sequence(self, x: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        seen, parts = x[..., : self.features], state.split(self.sizes, -1)
+        each = [network(seen, first, part) for network, part in zip(self.networks, parts, strict=True)]
+        outputs, states = (torch.cat(side, -1) for side in zip(*each, strict=True))
+        return self._with_mask(outputs, x), states
+
+    def _with_mask(self, output: Tensor, x: Tensor) -> Tensor:
+        if x.shape[-1] == self.features:
+            return output
+        return torch.cat((output, x[..., self.features :]), -1)
+
+
+class Headed(nn.Module):
+    """A torso and what reads it, as one network.
+
+    Args:
+        torso: from the observation on.
+        head: (B, H + K) -> logits, or values (B,).
+
+    Attributes:
+        state_size: the torso's.
+
+    Example:
+        >>> import torch
+        >>> from pgce.networks import Headed, Torso, linear
+        >>> Headed(Torso([linear(4, 8)], features=4), linear(8, 2))(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, torso: Torso, head: nn.Module) -> None:
+        super().__init__()
+        self.torso = torso
+        self.head = head
+        self.state_size = torso.state_size
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        """What the head makes of the torso's output."""
+        output: Tensor = self.head(self.torso(x))
+        return output
+
+    def step(self, x: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step with a memory: the head's output, and the state (B, S) after it; see `Torso.step`."""
+        hidden, state = self.torso.step(x, first, state)
+        return self.head(hidden), state
 
 
 class ActorCritic(nn.Module):
-    """A policy, and beside it a value network where one is wanted.
+    """A policy, and beside it a value where one is wanted.
 
     Args:
-        policy: (B, D) -> logits.
-        value: (B, D) -> (B,), or None.
-        normalize: the first layer of both, or None.
+        actor: (B, D) -> logits; with a torso, of what that gives.
+        critic: (B, D) -> (B,), or None; likewise.
+        torso: what both read, or None.
+        normalize: the first layer of all, or None.
         reward_scale: of the rewards that the value is learned from, or None.
 
     Example:
@@ -386,20 +708,35 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self,
-        policy: nn.Module,
-        value: nn.Module | None = None,
+        actor: nn.Module,
+        critic: nn.Module | None = None,
+        torso: Torso | None = None,
         normalize: Normalize | None = None,
         reward_scale: RewardScale | None = None,
     ) -> None:
         super().__init__()
-        self.policy = policy
-        self.value = value
+        self.actor = actor
+        self.critic = critic
+        self.torso = torso
         self.normalize = normalize
         self.reward_scale = reward_scale
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The outputs "policy" and, with a value network, "value" (B,)."""
-        outputs = {"policy": self.policy(x)}
-        if self.value is not None:
-            outputs["value"] = self.value(x)
+    @property
+    def policy(self) -> nn.Module:
+        """From the observation to the logits."""
+        return self.actor if self.torso is None else Headed(self.torso, self.actor)
+
+    @property
+    def value(self) -> nn.Module | None:
+        """From the observation to the value (B,), or None."""
+        if self.critic is None or self.torso is None:
+            return self.critic
+        return Headed(self.torso, self.critic)
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs "policy" and, with a critic, "value" (B,)."""
+        read = x if self.torso is None else self.torso(x)
+        outputs = {"policy": self.actor(read)}
+        if self.critic is not None:
+            outputs["value"] = self.critic(read)
         return outputs

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
-from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
-from pgce.choices import Continuous, Network, check_choice
+from pgce.choices import Continuous, Memory, Network, Std, check_choice
 from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
@@ -75,7 +74,15 @@ class Agent(Learner):
     continuous: Continuous = "gaussian"
     """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
     network: Network = "auto"
-    """A perceptron, or for images a convolutional network; or a transformer, of tokens."""
+    """A perceptron, or for images the deep Q-network's; IMPALA's, of images; a transformer, of tokens."""
+    shared_torso: bool = False
+    """Let policy and value share all layers but their last."""
+    memory: Memory | None = None
+    """A recurrent layer before the last, so that the policy remembers what it saw in its episode."""
+    memory_size: int = 64
+    """Units of the recurrent layer."""
+    std: Std = "learned"
+    """σ of a Gaussian policy: learned, the same for all observations; given by the network; or fixed."""
     log_std_init: float = 0.0
     """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
@@ -130,12 +137,16 @@ class Agent(Learner):
 
     def check(self) -> None:
         """Refuse settings that are out of their range."""
-        self.at_least_one("total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes")
+        self.at_least_one(
+            "total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes", "memory_size"
+        )
         if self.num_envs % self.group_size:
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
             )
         check_choice("network", self.network, Network)
+        if self.memory is not None:
+            check_choice("memory", self.memory, Memory)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
 
@@ -303,6 +314,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     from pgce import metrics
     from pgce.checkpoint import load_tensors
     from pgce.optimizer import resolve_device
+    from pgce.policies import actor_critic
     from pgce.rollout import Collector
     from pgce.spaces import actions
     from pgce.trainer import Batch, Trainer, train
@@ -311,7 +323,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
     terms = agent.terms(actions(train_envs.single_action_space, agent.continuous).head)
     torch.manual_seed(seeds[0])
-    model = _network(agent, train_envs).to(device)
+    model = actor_critic(agent, train_envs).to(device)
     if agent.init is not None:
         model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
     acting = agent.acting(model).to(device)
@@ -324,6 +336,8 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         device=device,
         continuous=agent.continuous,
     )
+    if collector.state_size != (0 if model.torso is None else model.torso.state_size):
+        raise ValueError("an agent with a memory learns from what it does itself: another policy acts here")
     trainer = Trainer(model, terms, agent.build_optimizer(model))
     evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
 
@@ -437,6 +451,7 @@ class TrainedAgent:
     def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
         from pgce.checkpoint import load_tensors
         from pgce.optimizer import resolve_device
+        from pgce.policies import actor_critic
         from pgce.rollout import Collector
 
         path = Path(folder)
@@ -456,13 +471,18 @@ class TrainedAgent:
         self.device = resolve_device(device)
         self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
-            critic = any(name.startswith("value.") for name in tensors)
-            self.model = _network(self._settings, one, critic=critic)
+            critic = any(name.startswith("critic.") for name in tensors)
+            self.model = actor_critic(self._settings, one, critic=critic)
             self._collector = Collector(
                 one, self.model.policy, 1, seed=0, continuous=self._settings.continuous
             )
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
+        self._state: Tensor | None = None
+
+    def reset(self) -> None:
+        """Forget what was seen: an episode begins. Only a policy with a memory needs to be told."""
+        self._state = None
 
     def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
         """The action for one observation, as `step` takes it: the most probable, or drawn.
@@ -472,7 +492,8 @@ class TrainedAgent:
             action_mask: which actions are allowed, where `info["action_mask"]` tells.
             greedy: take the most probable action.
         """
-        return self._collector.act(observation, action_mask, greedy=greedy)
+        action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
+        return action
 
     def evaluate(
         self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
@@ -542,45 +563,3 @@ class _Evaluation:
             "eval_std": float(self.returns.std()),
             "eval_episodes": len(self.returns),
         }
-
-
-def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCritic:
-    """Policy and, for a critic, value: networks apart from each other."""
-    from torch import nn
-
-    from pgce.networks import ActorCritic, Leading, Normalize, RewardScale, Transformer, Value, cnn, mlp
-    from pgce.rollout import mask_size
-    from pgce.spaces import Masked, actions, observations
-
-    seen = observations(envs.single_observation_space)
-    action = actions(envs.single_action_space, agent.continuous)
-    masked = mask_size(envs)
-    normalize = Normalize(seen.size) if agent.norm_obs and seen.image is None else None
-    scale = RewardScale(agent.num_envs, agent.gamma) if agent.norm_reward else None
-
-    def network(outputs: int, gain: float) -> nn.Module:
-        if seen.image is not None:
-            return cnn(seen.image, outputs, gain)
-        if agent.network == "transformer":
-            return Transformer(_tokens(envs.single_observation_space), seen.size, outputs, output_gain=gain)
-        perceptron = mlp(seen.size, outputs, agent.hidden_sizes, agent.activation, gain)
-        return perceptron if normalize is None else nn.Sequential(normalize, perceptron)
-
-    policy = action.wrap(network(action.size, 0.01), agent.log_std_init)
-    if masked:
-        policy = Masked(policy, seen.size, action.head)
-    if not (agent.critic if critic is None else critic):
-        return ActorCritic(policy, None, normalize, scale)
-    # The standard deviation of a discounted sum of independent rewards of variance 1.
-    unit = 1.0 if agent.norm_reward else (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
-    value = network(1, 1.0)
-    if masked:
-        value = nn.Sequential(Leading(seen.size), value)
-    return ActorCritic(policy, Value(value, unit), normalize, scale)
-
-
-def _tokens(space: Any) -> int:
-    """How many different tokens a space of them has."""
-    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.integer) or space.low.min() != 0:
-        raise ValueError(f"a transformer reads tokens, a Box of integers from 0: the space is {space}")
-    return int(space.high.max()) + 1

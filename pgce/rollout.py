@@ -19,12 +19,12 @@ from pgce.choices import Continuous
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
-from pgce.trainer import Batch
+from pgce.trainer import Batch, Input
 
 __all__ = ["Collector", "Rollout", "evaluate", "mask_size"]
 
-Policy = Callable[[Tensor], Tensor]
-"""Observations (N, D) -> logits."""
+Policy = Callable[[Any], Tensor]
+"""Observations (N, D) -> logits; with a memory (`state_size` above 0) as `pgce.networks.Headed`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Rollout:
         episode_return: (E,), undiscounted return of each episode that ended here, in order of their ends.
         episode_length: (E,), its environment steps.
         episode_env: (E,), which environment it ran in.
+        first: (T + 1, N), bool: the observation is an episode's first. Of a policy with memory; else None.
+        state: (T + 1, N, S), its memory before each observation; likewise.
 
     Example:
         >>> import pgce.envs
@@ -73,6 +75,8 @@ class Rollout:
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
     episode_env: NDArray[np.int64]
+    first: Tensor | None = None
+    state: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -93,8 +97,8 @@ class Rollout:
     def cross_entropy_under(self, policy: Policy) -> Tensor:
         """(T, N), −log π(a|s) of another policy for the same actions."""
         with torch.no_grad():
-            logits = policy(self.observation[:-1].flatten(0, 1))
-        return self.head.cross_entropy(logits.view_as(self.logits), self.action)
+            logits = policy(self._input(len(self.reward)))
+        return self.head.cross_entropy(self._unlaid(logits, len(self.reward)), self.action)
 
     @property
     def episode(self) -> Tensor:
@@ -116,22 +120,44 @@ class Rollout:
         Args:
             value: observations (B, D) -> values (B,).
         """
-        steps, n = self.reward.shape
+        steps = len(self.reward)
         with torch.no_grad():
-            every = value(torch.cat((self.observation.flatten(0, 1), self.final_observation)))
-        now, final = every[: (steps + 1) * n].view(steps + 1, n), every[(steps + 1) * n :]
-        following = now[1:].clone()
-        following.view(-1)[self.final_index] = final
+            now = self._unlaid(value(self._input(steps + 1)), steps + 1)
+            following = now[1:].clone(memory_format=torch.contiguous_format)
+            if len(self.final_index):
+                final = self.final_observation
+                last: Input = final
+                if self.state is not None:  # sequences of one step, after the one that led there
+                    before = self.state[1:].flatten(0, 1)[self.final_index].unsqueeze(1)
+                    first = torch.zeros_like(self.final_index, dtype=torch.bool).unsqueeze(1)
+                    last = {"observation": final.unsqueeze(1), "first": first, "state": before}
+                following.view(-1)[self.final_index] = value(last).flatten()
         return now[:-1], following
 
     def batch(self, columns: Mapping[str, Tensor]) -> Batch:
-        """The T · N rows as a batch with column "action" and those given, each (T, N, ...)."""
+        """The T · N rows as a batch with column "action" and those given, each (T, N, ...).
+
+        Of a policy with memory the N sequences of T steps, each a row, with a mask (N, T).
+        """
         columns = {"action": self.action, **columns}
-        return Batch(
-            self.observation[:-1].flatten(0, 1),
-            {name: column.flatten(0, 1) for name, column in columns.items()},
-            self.valid.flatten(),
-        )
+        laid = {name: self._laid(column) for name, column in columns.items()}
+        return Batch(self._input(len(self.reward)), laid, self._laid(self.valid))
+
+    def _input(self, steps: int) -> Input:
+        """What a network is called with, of the first observations."""
+        observation = self._laid(self.observation[:steps])
+        if self.state is None or self.first is None:
+            return observation
+        first, state = self._laid(self.first[:steps]), self._laid(self.state[:steps])
+        return {"observation": observation, "first": first, "state": state}
+
+    def _laid(self, column: Tensor) -> Tensor:
+        """(T, N, ...) as a network has it: rows (T · N, ...), or sequences (N, T, ...) with a memory."""
+        return column.flatten(0, 1) if self.state is None else column.transpose(0, 1)
+
+    def _unlaid(self, column: Tensor, steps: int) -> Tensor:
+        """The inverse."""
+        return column.unflatten(0, (steps, -1)) if self.state is None else column.transpose(0, 1)
 
 
 class Collector:
@@ -150,6 +176,7 @@ class Collector:
     Attributes:
         mask_size: entries of an action mask, which are the last of every observation; 0 where the
             environments give none, neither as `info["action_mask"]` nor in the observation.
+        state_size: S, numbers in the policy's memory; 0 is none.
 
     Raises:
         ValueError: an unsupported space, or no autoreset mode in the metadata.
@@ -184,6 +211,7 @@ class Collector:
         self._observations = observations(envs.single_observation_space)
         self._actions = actions(envs.single_action_space, continuous)
         self._act = self._actions.head.mode if greedy else self._sample
+        self.state_size: int = getattr(policy, "state_size", 0)
         self.reset(seed)
 
     def reset(self, seed: int, group_size: int = 1) -> None:
@@ -210,6 +238,8 @@ class Collector:
         self._observation = self._place(self._encoded(first, info))
         n = self.envs.num_envs
         self._resetting = np.zeros(n, np.bool_)  # environments whose next step only resets them
+        self._first = np.ones(n, np.bool_)  # environments whose episode begins with the observation
+        self._state = torch.zeros((n, self.state_size), device=self.device)
         self._return, self._length = np.zeros(n), np.zeros(n, np.int64)  # of unfinished episodes
 
     def collect(self) -> Rollout:
@@ -227,14 +257,23 @@ class Collector:
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         rows = observation.unbind(0)
+        first = np.empty((steps + 1, n), np.bool_)
+        states = [self._state]
+        first[0] = self._first
         with torch.no_grad():
             for t in range(steps):
-                logits.append(self.policy(rows[t]))
+                if self.state_size:
+                    now, state = self._remember(rows[t], self._place(first[t]), states[t])
+                    logits.append(now)
+                    states.append(state)
+                else:
+                    logits.append(self.policy(rows[t]))
                 action.append(self._act(logits[t]))
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
                     self._actions.decode(action[t])
                 )
-                if self.mode != AutoresetMode.NEXT_STEP and (done := terminated[t] | truncated[t]).any():
+                done = terminated[t] | truncated[t]
+                if self.mode != AutoresetMode.NEXT_STEP and done.any():
                     ended = done.nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
                         last = self._stacked([info["final_obs"][i] for i in ended])
@@ -249,12 +288,15 @@ class Collector:
                 else:
                     encoded = self._encoded(following, info)
                 rows[t + 1].copy_(torch.from_numpy(encoded))
-        self._observation = rows[steps]
+                first[t + 1], self._resetting = (
+                    (self._resetting, done)
+                    if self.mode == AutoresetMode.NEXT_STEP
+                    else (done, self._resetting)
+                )
+        self._observation, self._first, self._state = rows[steps], first[steps], states[-1]
         done = terminated | truncated
-        valid = np.ones_like(done)
-        if self.mode == AutoresetMode.NEXT_STEP:
-            valid[0], valid[1:] = ~self._resetting, ~done[:-1]
-            self._resetting = done[-1]
+        # A step that resets an environment is no transition.
+        valid = ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else np.ones_like(done)
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
@@ -274,35 +316,54 @@ class Collector:
             episode_return=episode_return,
             episode_length=episode_length,
             episode_env=episode_env,
+            first=self._place(first) if self.state_size else None,
+            state=torch.stack(states) if self.state_size else None,
         )
 
-    def act(self, observation: Any, action_mask: Any = None, *, greedy: bool = False) -> Any:
-        """The action for one observation of a single environment, as its `step` takes it."""
+    def act(
+        self,
+        observation: Any,
+        action_mask: Any = None,
+        *,
+        greedy: bool = False,
+        state: Tensor | None = None,
+    ) -> tuple[Any, Tensor | None]:
+        """The action for one observation of a single environment, as its `step` takes it; and the memory.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: which actions are allowed.
+            greedy: take the most probable action.
+            state: (1, S), the policy's memory before; None begins an episode.
+        """
         info = {} if action_mask is None else {"action_mask": [action_mask]}
         encoded = self._place(self._encoded(self._stacked([observation]), info))
         with torch.no_grad():
-            logits = self.policy(encoded)
+            if self.state_size:
+                first = torch.tensor([state is None], device=self.device)
+                before = encoded.new_zeros(1, self.state_size) if state is None else state
+                logits, state = self._remember(encoded, first, before)
+            else:
+                logits = self.policy(encoded)
             action = self._actions.head.mode(logits) if greedy else self._sample(logits)
-        return next(iter(iterate(self.envs.action_space, self._actions.decode(action))))
+        return next(iter(iterate(self.envs.action_space, self._actions.decode(action)))), state
+
+    def _remember(self, observation: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits and the memory after them, of a policy that has one."""
+        policy: Any = self.policy
+        result: tuple[Tensor, Tensor] = policy.step(observation, first, state)
+        return result
 
     def _encoded(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.float32]:
-        """What the policy sees, (N, D), or (N, C, H, W) of an image; a mask follows the D features."""
-        encoded: Any = self._observations.encode(observation)
-        if isinstance(encoded, dict):
-            if encoded.keys() != {"image"} or self.mask_size:
-                raise ValueError(
-                    "an observation is an image, or all else with or without an action mask, not both: the "
-                    f"space is {self.envs.single_observation_space}"
-                )
-            encoded = encoded["image"]
+        """What the policy sees, (N, D); a mask follows the features."""
+        encoded = self._observations.encode(observation)
         if self.mask_size:
             mask = self._mask(observation, info)
             if mask is None:  # of a last observation, after which there is no action
                 mask = np.ones((len(encoded), self.mask_size), np.bool_)
             mask = mask | ~mask.any(1, keepdims=True)  # where nothing is allowed, no action is waited for
             encoded = np.concatenate([encoded, mask], 1, dtype=np.float32)
-        result: NDArray[np.float32] = encoded
-        return result
+        return encoded
 
     def _mask(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         """Which actions are allowed, (N, K), by the observation or by `info["action_mask"]`."""

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgce.action_heads import Beta, Bound, Joint, MultiCategorical, SquashedGaussian
-from pgce.choices import Continuous, check_choice
+from pgce.choices import Continuous, Std, check_choice
 from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
 from pgce.networks import WithScale
 
 __all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "observations"]
-
-"""The head of floating Box actions: `Gaussian`, `SquashedGaussian` or `Beta`."""
 
 Encoder = Callable[[Any], NDArray[np.float32]]
 Vector = tuple[int, Encoder]  # its width, and what makes it of an observation
 Image = tuple[tuple[int, int, int], Encoder]  # its channels, height and width, and likewise
 
 _MOST_INTEGERS = 256  # values of one component of an integer Box, which become as many classes
+_LOG_SCALES = (-5.0, 2.0)  # of a σ that depends on the observation
 _NEVER = -1e4  # a logit of a Bernoulli: exp(−10⁴) is 0 in every floating type, and −inf · 0 would be NaN
 
 
@@ -34,19 +33,23 @@ class Observations(NamedTuple):
     """How a batch of observations becomes the input of a network.
 
     Attributes:
-        size: D, features of one observation that are no image.
+        size: D, features of one observation, pixels included.
         encode: what the environments return, with N observations on the first axis of every array ->
-            (N, D), float32. With an image a dict: "image" (N, C, H, W), float32 in [0, 1], and, if D > 0,
-            "vector" (N, D).
+            (N, D), float32. An image comes last, flattened, in [0, 1].
         image: (C, H, W), or None where no part of the space is an image.
         mask: what the environments return -> which actions are allowed, (N, K), bool; None where the space
             has no mask. `apply_mask` takes it.
     """
 
     size: int
-    encode: Callable[[Any], Any]
+    encode: Encoder
     image: tuple[int, int, int] | None
     mask: Callable[[Any], NDArray[np.bool_] | None]
+
+    @property
+    def vector(self) -> int:
+        """How many of the features are no pixels: the first ones."""
+        return self.size - (0 if self.image is None else math.prod(self.image))
 
 
 class Actions(NamedTuple):
@@ -58,7 +61,8 @@ class Actions(NamedTuple):
         decode: sampled actions (N, ...) -> what the environments' `step` takes.
         logits_shape: of one example's logits, as the head reads them.
         constant: which of these logits, flattened, do not depend on the observation: the log σ of Gaussian
-            components. All others come from the network, in this order.
+            components, unless the network gives them too. All others come from the network, in this order.
+        scale: which of the logits are a log σ.
 
     Example:
         >>> import torch
@@ -76,18 +80,24 @@ class Actions(NamedTuple):
     decode: Callable[[Tensor], Any]
     logits_shape: tuple[int, ...]
     constant: tuple[bool, ...]
+    scale: tuple[bool, ...]
 
-    def wrap(self, network: nn.Module, initial_log_scale: float = 0.0) -> nn.Module:
+    def wrap(self, network: nn.Module, initial_log_scale: float = 0.0, *, learned: bool = True) -> nn.Module:
         """A network (B, ...) -> (B, size) as a policy (B, ...) -> (B, *logits_shape).
 
-        It learns the constant logits, all log σ, from `initial_log_scale` on. Where there is nothing to add,
-        it is the network itself.
+        It adds the constant logits, all log σ, which begin at `initial_log_scale`. Where there is nothing to
+        add, it is the network itself.
+
+        Args:
+            network: (B, ...) -> (B, size).
+            initial_log_scale: log σ at the start; what the network adds to, where σ depends on the input.
+            learned: whether the constants are parameters.
         """
-        if self.logits_shape == (self.size,):
+        if self.logits_shape == (self.size,) and not any(self.scale):
             return network
         if self.logits_shape == (self.size, 2) and self.constant == (False, True) * self.size:
-            return WithScale(network, self.size, initial_log_scale)
-        return _Policy(network, self.constant, self.logits_shape, initial_log_scale)
+            return WithScale(network, self.size, initial_log_scale, learned=learned)
+        return _Policy(network, self, initial_log_scale, learned=learned)
 
 
 def observations(space: gym.Space[Any]) -> Observations:
@@ -95,8 +105,8 @@ def observations(space: gym.Space[Any]) -> Observations:
 
     A uint8 Box of three axes is an image: it gets its channels first (they are the shorter of the first and
     the last axis; the last if both are equal) and is divided by the greatest value that the space allows.
-    Several images of one height and width are stacked by their channels. All else becomes one vector, in
-    the space's own order: Box and MultiBinary are flattened, Discrete and MultiDiscrete become one-hot, Dict
+    Several images of one height and width are stacked by their channels. All else comes before it, in the
+    space's own order: Box and MultiBinary are flattened, Discrete and MultiDiscrete become one-hot, Dict
     and Tuple are what their entries are.
 
     A Dict of "observation" and "action_mask" (with or without more) carries a mask of actions, a Box or
@@ -115,10 +125,9 @@ def observations(space: gym.Space[Any]) -> Observations:
                [1., 0., 0.]], dtype=float32)
         >>> seen = observations(Dict(camera=Box(0, 255, (64, 48, 3), np.uint8), speed=Box(-1, 1, (2,))))
         >>> seen.size, seen.image
-        (2, (3, 64, 48))
-        >>> both = seen.encode({"camera": np.zeros((5, 64, 48, 3), np.uint8), "speed": np.zeros((5, 2))})
-        >>> both["image"].shape, both["vector"].shape
-        ((5, 3, 64, 48), (5, 2))
+        (9218, (3, 64, 48))
+        >>> seen.encode({"camera": np.zeros((5, 64, 48, 3), np.uint8), "speed": np.zeros((5, 2))}).shape
+        (5, 9218)
 
     References:
         Huang and Ontañón (2022), A closer look at invalid action masking in policy gradient algorithms, for
@@ -150,23 +159,22 @@ def observations(space: gym.Space[Any]) -> Observations:
         return Observations(size, vector, None, mask)
     channels, (_, height, width) = sum(shape[0] for shape, _ in images), images[0][0]
 
-    def encode(observation: Any) -> dict[str, NDArray[np.float32]]:
-        pictures = [encode(observation) for _, encode in images]
-        both = {"image": pictures[0] if len(pictures) == 1 else np.concatenate(pictures, 1)}
-        return {"vector": vector(observation), **both} if size else both
+    def encode(observation: Any) -> NDArray[np.float32]:
+        parts = [encode(observation) for _, encode in (*vectors, *images)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
 
-    return Observations(size, encode, (channels, height, width), mask)
+    return Observations(size + channels * height * width, encode, (channels, height, width), mask)
 
 
-def actions(space: gym.Space[Any], continuous: Continuous = "gaussian") -> Actions:
+def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std = "learned") -> Actions:
     """The head and decoder of a single environment's action space.
 
     - Discrete: a Categorical over its K actions, counted from 0; MultiDiscrete: a MultiCategorical.
     - MultiBinary: a Bernoulli, one logit an entry.
-    - floating Box, any shape and bounds, D components: "gaussian" has a learned σ that does not depend on
-      the observation; a sample is stored as drawn, and clipped to the bounds only for the environment.
-      "tanh" and "beta" need bounds and stay inside them: a Gaussian through tanh, its σ learned likewise,
-      and a Beta whose two parameters both come from the network.
+    - floating Box, any shape and bounds, D components: a "gaussian" sample is stored as drawn, and clipped to
+      the bounds only for the environment. "tanh" and "beta" need bounds and stay inside them: a Gaussian
+      through tanh, and a Beta whose two parameters both come from the network. The σ of a Gaussian is a
+      constant, unless `std` is "state": then it comes from the network.
     - integer Box: a MultiCategorical, where every component is bounded and has at most 256 values.
     - Dict and Tuple of these, also nested: a Joint head, its parts in the space's own order.
 
@@ -193,8 +201,9 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian") -> Actio
         Towers et al. (2024), Gymnasium: a standard interface for reinforcement learning environments.
     """
     check_choice("continuous", continuous, Continuous)
+    check_choice("std", std, Std)
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _joint(space, continuous)
+        return _joint(space, continuous, std)
     if isinstance(space, spaces.Discrete):
         start, integer, many = int(space.start), space.dtype, int(space.n)
         return Actions(
@@ -202,7 +211,7 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian") -> Actio
             many,
             lambda action: (_array(action) + start).astype(integer, copy=False),
             (many,),
-            (False,) * many,
+            *_from_network(many),
         )
     if (
         isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box))
@@ -218,11 +227,11 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian") -> Actio
             many,
             lambda action: _array(action).reshape(-1, *shape).astype(binary, copy=False),
             (many,),
-            (False,) * many,
+            *_from_network(many),
         )
     if isinstance(space, spaces.Box):
         if np.issubdtype(space.dtype, np.floating):
-            return _reals(space, continuous)
+            return _reals(space, continuous, std)
         # Python's integers: the difference of two int64 may overflow.
         edges = zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)
         sizes = [int(high) - int(low) + 1 for low, high in edges]
@@ -262,8 +271,8 @@ class Masked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits, −inf where the last K entries are 0."""
-        logits: Tensor = self.policy(x[:, : self.features])
-        return apply_mask(logits, x[:, self.features :] > 0.5, self.head)
+        logits: Tensor = self.policy(x[..., : self.features])
+        return apply_mask(logits, x[..., self.features :] > 0.5, self.head)
 
 
 def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
@@ -323,37 +332,46 @@ def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
 
 
 class _Policy(nn.Module):
-    """A network's outputs and learned constants, each where the head reads it: (B, ...) -> (B, *shape).
+    """A network's outputs and constants, each where the head reads it: (B, ...) -> (B, *logits_shape).
 
     Args:
         network: (B, ...) -> (B, outputs).
-        constant: which logits do not depend on the input.
-        shape: of one example's logits.
-        initial_log_scale: the constants at the start.
+        actions: which logits are constant, and which a log σ.
+        initial_log_scale: every log σ at the start.
+        learned: whether the constants are parameters.
     """
 
     order: Tensor
+    scale: Tensor
+    offset: Tensor
+    log_scale: Tensor
 
     def __init__(
-        self,
-        network: nn.Module,
-        constant: Sequence[bool],
-        shape: tuple[int, ...],
-        initial_log_scale: float = 0.0,
+        self, network: nn.Module, actions: Actions, initial_log_scale: float = 0.0, *, learned: bool = True
     ) -> None:
         super().__init__()
         self.network = network
-        self.shape = shape
-        self.log_scale = nn.Parameter(torch.full((sum(constant),), initial_log_scale))
+        self.shape = actions.logits_shape
+        constants = torch.full((sum(actions.constant),), initial_log_scale)
+        if learned:
+            self.log_scale = nn.Parameter(constants)
+        else:
+            self.register_buffer("log_scale", constants)
         # Outputs and constants side by side are sorted by what they are: this undoes it.
-        order = torch.tensor(constant).int().argsort(stable=True).argsort()
+        order = torch.tensor(actions.constant).int().argsort(stable=True).argsort()
         self.register_buffer("order", order, persistent=False)
+        scale = torch.tensor(actions.scale) & ~torch.tensor(actions.constant)
+        self.varies = bool(scale.any())
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", initial_log_scale * scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits, (B, *shape)."""
+        """The logits, (B, *logits_shape)."""
         output: Tensor = self.network(x)
         constants = self.log_scale.to(output.dtype).expand(*output.shape[:-1], -1)
         logits = torch.cat((output, constants), -1).index_select(-1, self.order)
+        if self.varies:  # a network must not make a policy certain, nor blind
+            logits = torch.where(self.scale, (logits + self.offset).clamp(*_LOG_SCALES), logits)
         return logits.view(*output.shape[:-1], *self.shape)
 
 
@@ -427,7 +445,7 @@ def _image(space: spaces.Box, at: Callable[[Any], Any]) -> Image:
         # In C order, which the axes' own would not be.
         image: NDArray[np.uint8] = np.asarray(at(observation)).transpose(axes)
         scaled: NDArray[np.float32] = np.divide(image, greatest, dtype=np.float32, order="C")
-        return scaled
+        return scaled.reshape(len(scaled), -1)
 
     return shape, encode
 
@@ -462,27 +480,36 @@ def _choices(sizes: Sequence[int], start: NDArray[Any], space: gym.Space[Any]) -
         return (_array(action).reshape(-1, *shape) + start.astype(np.int64)).astype(integer, copy=False)
 
     total = sum(sizes)
-    return Actions(MultiCategorical(tuple(sizes)), total, decode, (total,), (False,) * total)
+    return Actions(MultiCategorical(tuple(sizes)), total, decode, (total,), *_from_network(total))
 
 
-def _reals(space: spaces.Box, continuous: Continuous) -> Actions:
+def _from_network(logits: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """None of so many logits is constant, none a log σ."""
+    return (False,) * logits, (False,) * logits
+
+
+def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
     low, high, shape, real = space.low, space.high, space.shape, space.dtype
     many = math.prod(shape)
 
     def decode(action: Tensor) -> NDArray[Any]:
         return _array(action).reshape(-1, *shape).clip(low, high).astype(real, copy=False)
 
-    scale_is_constant = (False, True) * many
+    head: PolicyHead
     if continuous == "gaussian":
-        return Actions(Gaussian("learned", event_dims=1), many, decode, (many, 2), scale_is_constant)
-    try:
-        bounds = _bounds(low), _bounds(high)
-        head = SquashedGaussian(*bounds) if continuous == "tanh" else Beta(*bounds)
-    except ValueError as error:
-        raise ValueError(f"{continuous} actions need bounds: {error} in {space}") from None
-    if continuous == "tanh":
-        return Actions(head, many, decode, (many, 2), scale_is_constant)
-    return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many)
+        head = Gaussian("learned", event_dims=1)
+    else:
+        try:
+            bounds = _bounds(low), _bounds(high)
+            head = SquashedGaussian(*bounds) if continuous == "tanh" else Beta(*bounds)
+        except ValueError as error:
+            raise ValueError(f"{continuous} actions need bounds: {error} in {space}") from None
+    if continuous == "beta":
+        return Actions(head, 2 * many, decode, (many, 2), *_from_network(2 * many))
+    scale = (False, True) * many
+    if std == "state":
+        return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many, scale)
+    return Actions(head, many, decode, (many, 2), scale, scale)
 
 
 def _bounds(bound: NDArray[Any]) -> Bound:
@@ -491,17 +518,18 @@ def _bounds(bound: NDArray[Any]) -> Bound:
     return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
-def _joint(space: spaces.Dict | spaces.Tuple[Any], continuous: Continuous) -> Actions:
+def _joint(space: spaces.Dict | spaces.Tuple[Any], continuous: Continuous, std: Std) -> Actions:
     entries = _entries(space)
     if not entries:
         raise ValueError(f"an action has one or more components: this space has none, {space}")
-    names, parts = [name for name, _ in entries], [actions(entry, continuous) for _, entry in entries]
+    names, parts = [name for name, _ in entries], [actions(entry, continuous, std) for _, entry in entries]
     head = Joint(tuple((part.head, part.logits_shape) for part in parts))
     constant = tuple(each for part in parts for each in part.constant)
+    scale = tuple(each for part in parts for each in part.scale)
     named = isinstance(space, spaces.Dict)
 
     def decode(action: Tensor) -> Any:
         rows = [part.decode(own) for part, own in zip(parts, head.split(action.cpu()), strict=True)]
         return dict(zip(names, rows, strict=True)) if named else tuple(rows)
 
-    return Actions(head, sum(part.size for part in parts), decode, (len(constant),), constant)
+    return Actions(head, sum(part.size for part in parts), decode, (len(constant),), constant, scale)

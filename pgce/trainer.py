@@ -14,7 +14,7 @@ from pgce.objective import objective
 from pgce.optimizer import Optimizer
 from pgce.weights import one
 
-__all__ = ["Batch", "Report", "Rule", "TargetRule", "Term", "Trainer", "count", "train"]
+__all__ = ["Batch", "Input", "Report", "Rule", "TargetRule", "Term", "Trainer", "count", "train"]
 
 Input = Tensor | dict[str, Tensor]
 
@@ -137,11 +137,13 @@ class Batch:
     def shuffled(self, parts: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """The rows that count in random order, cut into `parts` batches of nearly equal size.
 
+        Sequences, whose mask is (B, L), stay whole.
+
         Args:
             parts: how many batches; fewer come if there are fewer rows.
             generator: of random numbers, on the CPU.
         """
-        kept = self.counted()
+        kept = self if self.mask is not None and self.mask.ndim > 1 else self.counted()
         if parts < 1:
             raise ValueError(f"a batch is cut into one or more parts: parts is {parts}")
         order = torch.randperm(len(kept), generator=generator)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pgce
-from pgce.networks import ActorCritic, Transformer, Value, WithScale, mlp
+from pgce.networks import ActorCritic, Recurrent, Torso, Transformer, Value, WithScale, mlp
 
 
 def test_mlp_has_the_layers_asked_for():
@@ -28,7 +28,7 @@ def test_orthogonal_initialisation():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"activation": "gelu"}, "it is 'gelu'"), ({"hidden": (8, 0)}, r"\[4, 8, 0, 2\]")],
+    [({"activation": "gelu"}, "it is 'gelu'"), ({"hidden": (8, 0)}, "the widths are 8 and 0")],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
@@ -63,3 +63,48 @@ def test_a_transformer_learns_to_read_a_sequence_backwards():
     learn, held_out = (inputs[:3500], target[:3500]), (inputs[3500:], target[3500:])
     pgce.fit(model, learn, epochs=10, batch_size=64, learning_rate=2e-3, device="cpu")
     assert pgce.evaluate(model, held_out)["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("gru", torch.nn.GRU), ("lstm", torch.nn.LSTM)])
+def test_a_memory_is_torch_s_own_within_every_episode(kind, theirs):
+    """Episodes begin anywhere in a sequence; each is the same as if it had been seen alone."""
+    torch.manual_seed(0)
+    memory = Recurrent(mlp(3, 4), width=4, size=5, kind=kind).double()
+    layer = theirs(4, 5, batch_first=True).double()
+    layer.load_state_dict({f"{name}_l0": value for name, value in memory.cell.state_dict().items()})
+    x, first = torch.randn(2, 9, 3).double(), torch.zeros(2, 9, dtype=torch.bool)
+    first[0, [4, 5]] = first[1, 0] = True
+    before = torch.randn(2, memory.state_size).double()
+    output, state = memory(x, first, before)
+    start = before[:1].chunk(2, -1) if kind == "lstm" else (before[:1],)
+    start = tuple(part[None] for part in start)
+    for n, rows, given in (
+        (0, slice(0, 4), start),
+        (0, [4], None),
+        (0, slice(5, 9), None),
+        (1, slice(0, 9), None),
+    ):
+        given = given if given is None or kind == "lstm" else given[0]
+        expected, last = layer(memory.encoder(x[n : n + 1, rows]), given)
+        torch.testing.assert_close(output[n : n + 1, rows], expected, rtol=0, atol=1e-12)
+        end = 8 if isinstance(rows, slice) and rows.stop == 9 else 3
+        if isinstance(rows, slice):
+            whole = torch.cat(last, -1)[0] if kind == "lstm" else last[0]
+            torch.testing.assert_close(state[n, end][None], whole, rtol=0, atol=1e-12)
+    output.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in memory.parameters())
+
+
+def test_a_torso_steps_as_it_reads_sequences_and_passes_the_mask_on():
+    torch.manual_seed(0)
+    torso = Torso([Recurrent(mlp(3, 4), 4, 5, "gru"), Recurrent(mlp(3, 4), 4, 6, "lstm")], features=3)
+    assert torso.state_size == 5 + 12
+    x, first = torch.randn(2, 7, 3 + 2), torch.rand(2, 7) < 0.3
+    state = torch.randn(2, 7, 17)
+    whole = torso({"observation": x, "first": first, "state": state})
+    assert whole.shape == (2, 7, 5 + 6 + 2)
+    assert torch.equal(whole[..., -2:], x[..., -2:])
+    now = state[:, 0]
+    for t in range(7):
+        output, now = torso.step(x[:, t], first[:, t], now)
+        torch.testing.assert_close(output, whole[:, t])

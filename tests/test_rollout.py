@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from torch import nn
 
 import pgce.envs
-from pgce.networks import mlp
+from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
 from pgce.returns import discounted
 from pgce.rollout import Collector, evaluate
 
@@ -253,3 +256,76 @@ def test_the_seed_decides_the_rollout():
 
     assert torch.equal(observation(1), observation(1))
     assert not torch.equal(observation(1), observation(2))
+
+
+def with_memory(kind="lstm", seed=0):
+    """Policy and value with memories of their own, of the scripted environments."""
+    torch.manual_seed(seed)
+    networks = [Recurrent(mlp(2, 4), 4, 5, kind) for _ in range(2)]
+    torso = Torso(networks, features=2).double()
+    actor = nn.Sequential(Columns(0, 5), nn.Linear(5, 3)).double()
+    critic = Value(nn.Sequential(Columns(5, 10), nn.Linear(5, 1)).double())
+    return ActorCritic(actor, critic, torso)
+
+
+class Widened(nn.Module):
+    """A policy in float64, so that what is remembered is exact."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy, self.state_size = policy, policy.state_size
+
+    def step(self, x, first, state):
+        return self.policy.step(x.double(), first, state.double())
+
+    def forward(self, x):
+        return self.policy({**x, "observation": x["observation"].double(), "state": x["state"].double()})
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_memory_is_that_of_the_episode_alone(mode, kind):
+    """Logits, values and next values equal those of each episode, played through from its start."""
+    model = with_memory(kind)
+    collect = collector(mode, 5, ("t2 c3 t9 t9", "c1 t1 t1 c4 t9"))
+    collect.policy, collect.state_size = Widened(model.policy), model.policy.state_size
+    collect.reset(0)
+    memory = [None, None]  # what each environment's episode has left, replayed apart
+    for _ in range(3):
+        rollout = collect.collect()
+        value, next_value = rollout.values(Widened(model.value))
+        final = dict(zip(rollout.final_index.tolist(), rollout.final_observation, strict=True))
+        for t, n in itertools.product(range(5), range(2)):
+            if not rollout.valid[t, n]:
+                memory[n] = None
+                continue
+            fresh = torch.tensor([memory[n] is None])
+            before = torch.zeros(1, model.torso.state_size).double() if fresh else memory[n]
+            seen = rollout.observation[t, n][None].double()
+            hidden, memory[n] = model.torso.step(seen, fresh, before)
+            torch.testing.assert_close(rollout.logits[t, n][None], model.actor(hidden), rtol=0, atol=1e-12)
+            torch.testing.assert_close(value[t, n][None], model.critic(hidden), rtol=0, atol=1e-12)
+            following = final.get(t * 2 + n, rollout.observation[t + 1, n])[None].double()
+            after, _ = model.torso.step(following, torch.tensor([False]), memory[n])
+            torch.testing.assert_close(next_value[t, n][None], model.critic(after), rtol=0, atol=1e-12)
+            if mode != NEXT_STEP and (rollout.terminated | rollout.truncated)[t, n]:
+                memory[n] = None
+
+
+def test_sequences_are_a_batch_whose_parts_are_whole():
+    model = with_memory()
+    collect = collector(NEXT_STEP, 7, ("t2 c3 t9", "c1 t1 t1 c4 t9", "t3 t3 t9"))
+    collect.policy, collect.state_size = Widened(model.policy), model.policy.state_size
+    collect.reset(0)
+    collect.collect()
+    rollout = collect.collect()
+    batch = rollout.batch({"cross_entropy": rollout.cross_entropy})
+    assert (len(batch), batch.count) == (3, rollout.steps)
+    logits = Widened(model.policy)(batch.input)[batch.mask]
+    torch.testing.assert_close(logits, rollout.logits.transpose(0, 1)[rollout.valid.T], rtol=0, atol=1e-12)
+    assert torch.equal(batch.counted()["action"], rollout.action.T[rollout.valid.T])
+    parts = list(batch.shuffled(2, torch.Generator().manual_seed(0)))
+    assert [len(part) for part in parts] == [2, 1]
+    assert sum(part.count for part in parts) == batch.count
+    again = rollout.cross_entropy_under(Widened(model.policy))
+    torch.testing.assert_close(again, rollout.cross_entropy, rtol=0, atol=1e-12)

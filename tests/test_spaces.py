@@ -278,11 +278,10 @@ def test_images_get_their_channels_first_and_lie_in_0_1(shape):
     seen = observations(Box(0, 200, shape, np.uint8))
     batch = np.random.default_rng(0).integers(0, 201, (4, *shape), np.uint8)
     given, encoded = batch.copy(), seen.encode(batch)
-    image = encoded["image"]
-    assert set(encoded) == {"image"}
-    assert (seen.size, seen.image) == (0, image.shape[1:])
+    image = encoded.reshape(4, *seen.image)
+    assert (seen.size, seen.vector) == (math.prod(seen.image), 0)
     assert image.dtype == np.float32
-    assert image.flags.c_contiguous
+    assert encoded.flags.c_contiguous
     expected = batch if shape == (3, 6, 5) else np.moveaxis(batch, -1, 1)
     np.testing.assert_allclose(image, expected / 200, rtol=1e-6)
     assert image.max() <= 1
@@ -297,14 +296,15 @@ def test_everything_beside_images_is_one_vector_in_the_space_s_order():
         speed=Box(-1, 1, (2,)),
     )
     seen = observations(space)
-    assert (seen.size, seen.image) == (6, (4, 6, 5))
+    assert (seen.size, seen.vector, seen.image) == (6 + 120, 6, (4, 6, 5))
     batch = batch_space(space, 3).sample()
     encoded = seen.encode(batch)
     one_hot = np.eye(2)[batch["place"][0]]
     expected = np.concatenate((one_hot, batch["place"][1][..., 0], batch["speed"]), 1)
-    np.testing.assert_allclose(encoded["vector"], expected)
-    assert encoded["vector"].dtype == encoded["image"].dtype == np.float32
-    np.testing.assert_allclose(encoded["image"][:, 3], batch["other"][:, 0] / 255, rtol=1e-6)
+    np.testing.assert_allclose(encoded[:, :6], expected)
+    assert encoded.dtype == np.float32
+    image = encoded[:, 6:].reshape(3, 4, 6, 5)
+    np.testing.assert_allclose(image[:, 3], batch["other"][:, 0] / 255, rtol=1e-6)
 
 
 LEAVES = st.sampled_from(
@@ -335,12 +335,9 @@ def test_vector_environments_observations_are_encoded(space):
     envs = SyncVectorEnv([lambda: Tiny(Discrete(2), space)] * 3)
     for batch in (envs.reset(seed=0)[0], envs.step(np.zeros(3, np.int64))[0]):
         encoded = seen.encode(batch)
-        vector, image = (encoded.get("vector"), encoded["image"]) if seen.image else (encoded, None)
-        if seen.size:
-            assert vector.shape == (3, seen.size)
-            assert vector.dtype == np.float32
-        assert (vector is None) == (seen.size == 0)
-        assert image is None or image.shape == (3, *seen.image)
+        assert encoded.shape == (3, seen.size)
+        assert encoded.dtype == np.float32
+        assert seen.vector == seen.size - (math.prod(seen.image) if seen.image else 0)
 
 
 MASKS = {
