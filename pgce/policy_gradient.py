@@ -222,7 +222,7 @@ class Agent(Learner):
 
 @dataclass(kw_only=True)
 class ActorCriticAgent(Agent):
-    """An agent with a critic: the weight is built on the generalised advantage estimate.
+    """An agent with a critic: the weight is built on the generalised advantage estimate, or on n steps.
 
     Example:
         >>> from pgce.agents import A2C
@@ -232,6 +232,8 @@ class ActorCriticAgent(Agent):
 
     gae_lambda: float = 0.95
     """λ of the generalised advantage estimate: 1 is the return less the value, 0 looks one step ahead."""
+    n_step: int | None = None
+    """Steps of reward before the value stands in; replaces GAE(λ)."""
 
     @property
     def critic(self) -> bool:
@@ -243,15 +245,20 @@ class ActorCriticAgent(Agent):
         super().check()
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda lies in [0, 1]: it is {self.gae_lambda}")
+        if self.n_step is not None:
+            self.at_least_one("n_step")
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The columns "advantage", "return", "value" and "cross_entropy" (of the policy that acted)."""
-        from pgce.returns import gae
+        from pgce.returns import gae, n_step
 
         assert model.value is not None
         value, next_value = rollout.values(model.value)
         ends = rollout.terminated, rollout.truncated
-        advantage = gae(rollout.reward, *ends, value, next_value, self.gamma, self.gae_lambda)
+        if self.n_step is None:
+            advantage = gae(rollout.reward, *ends, value, next_value, self.gamma, self.gae_lambda)
+        else:
+            advantage = n_step(rollout.reward, *ends, next_value, self.gamma, self.n_step) - value
         returns = advantage + value
         columns = {"return": returns, "value": value, "cross_entropy": rollout.cross_entropy}
         advantage = self.standardised(advantage, returns, rollout.valid)

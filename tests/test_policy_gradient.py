@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import pgce
-from pgce.agents import A2C, BC, GRPO, PPO, RLOO, Reinforce
-from pgce.networks import Normalize, RewardScale, cnn, mlp
+from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce
+from pgce.networks import ActorCritic, Normalize, RewardScale, Value, cnn, mlp
 from pgce.rollout import Collector, mask_size
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
@@ -244,11 +244,35 @@ def test_from_an_expert_to_its_pupil_to_another_agent(tmp_path):
         pgce.load(expert.path)
 
 
+@pytest.mark.parametrize("kind", [A2C, AWR, PPO])
+def test_n_steps_replace_the_generalised_estimate(kind):
+    """The columns are those of `returns.n_step`; one step is λ = 0."""
+    torch.manual_seed(0)
+    model = ActorCritic(mlp(4, 2), Value(mlp(4, 1)))
+    rollout = Collector(pgce.envs.make("CartPole-v1", 4), model.policy, 40, seed=1).collect()
+
+    def columns(**settings):
+        return kind(norm_adv=False, **settings).prepare(rollout, model).columns
+
+    value, next_value = rollout.values(model.value)
+    ends = rollout.terminated, rollout.truncated
+    returns = pgce.returns.n_step(rollout.reward, *ends, next_value, 0.99, 5)
+    five = columns(n_step=5)
+    torch.testing.assert_close(five["return"], returns.flatten())
+    advantage = (returns - value).flatten()
+    if kind is AWR:
+        advantage = pgce.weights.exponential(advantage, 0.3, 20.0)
+    torch.testing.assert_close(five["advantage"], advantage)
+    assert not torch.allclose(five["return"], columns()["return"])
+    torch.testing.assert_close(columns(n_step=1)["return"], columns(gae_lambda=0.0)["return"])
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
         (PPO, {"gae_lambda": 1.5}, "gae_lambda lies in .* it is 1.5"),
         (PPO, {"gamma": -0.1}, "gamma is -0.1"),
+        (A2C, {"n_step": 0}, "n_step is at least 1: it is 0"),
         (PPO, {"clip_coef": 0.0}, "clip_coef is positive"),
         (PPO, {"dual_clip": 0.5}, "dual_clip above 1"),
         (PPO, {"num_minibatches": 0}, "num_minibatches is at least 1: it is 0"),
