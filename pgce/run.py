@@ -91,6 +91,8 @@ class Learner:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 values = value if isinstance(value, tuple) else (value,)
+                if isinstance(value, dict):
+                    values = tuple(word for pair in value.items() for word in pair)
                 words += [f"--{flag}", *map(str, values)]
         return shlex.join(words)
 
