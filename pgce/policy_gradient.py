@@ -537,6 +537,8 @@ class TrainedAgent:
         self.env_id = self._settings.env_id
         self.device = resolve_device(device)
         self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
+            self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
             critic = any(name.startswith("value.") for name in tensors)
             self.model = _network(self._settings, one, critic=critic)

@@ -6,6 +6,8 @@ autoreset modes.
 
 from __future__ import annotations
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -244,3 +246,67 @@ def test_episodes_by_themselves(make, mode, lengths):
             ends += [done.count(kind) for kind in ((True, False), (False, True), (True, True))]
     assert (ends >= 4).all(), "terminated, cut, and both at once"
     assert len(set(rollout.action.flatten().tolist())) == 3
+
+
+@pytest.fixture
+def envpool():
+    """EnvPool, whose wheels are of Linux and macOS, and of Python 3.11 and later."""
+    return pytest.importorskip("envpool", reason="EnvPool is not installed: pip install envpool")
+
+
+def test_envpool_s_episodes_are_gymnasium_s(envpool):
+    """CartPole, cut after 30 steps: every episode is played again by a single environment of Gymnasium."""
+    envs = pgce.envs.make("CartPole-v1", 4, vectorization="envpool", max_episode_steps=30)
+    assert envs.metadata["autoreset_mode"] == NEXT_STEP
+    assert envs.observation_space.shape == (4, 4)
+    generator = torch.Generator().manual_seed(0)
+    collector = Collector(
+        envs, lambda o: torch.stack([-o[:, 2], o[:, 2]], 1) * 9, 70, seed=5, generator=generator
+    )
+    rollouts = [collector.collect(), collector.collect()]
+    single, ends = gym.make("CartPole-v1", max_episode_steps=30), []
+    for i in range(4):
+        state = None  # at the start, and after an end
+        for rollout in rollouts:
+            for t in range(70):
+                if not rollout.valid[t, i]:
+                    assert state is None
+                    assert rollout.reward[t, i] == 0
+                    continue
+                if state is None:
+                    single.reset()
+                    single.unwrapped.state = tuple(rollout.observation[t, i].double().tolist())
+                action = int(rollout.action[t, i])
+                state, reward, terminated, truncated, _ = single.step(action)
+                np.testing.assert_allclose(rollout.observation[t + 1, i], state, atol=1e-4)
+                assert rollout.reward[t, i] == reward
+                assert rollout.truncated[t, i] == truncated
+                assert rollout.terminated[t, i] == (terminated and not truncated)
+                if terminated or truncated:
+                    ends.append(truncated)
+                    state = None
+    assert 4 < sum(ends) < len(ends) - 4
+    ended = sum(len(rollout.episode_length) for rollout in rollouts)
+    assert ended == len(ends)
+    first = rollouts[0].observation[0]
+    assert len(first[:, 0].unique()) == 4
+    assert torch.equal(torch.from_numpy(pgce.envs.reset(envs, 5)[0]), first)
+    assert not torch.equal(torch.from_numpy(pgce.envs.reset(envs, 6)[0])[:-1], first[1:])
+    envs.close()
+    with pytest.raises(ValueError, match="EnvPool's own: it has no 'Ladder-v0'"):
+        pgce.envs.make("Ladder-v0", 2, vectorization="envpool")
+    with pytest.raises(ValueError, match=r"it has .*NEXT_STEP"):
+        pgce.envs.make("CartPole-v1", 2, vectorization="envpool", autoreset_mode="SameStep")
+
+
+def test_an_agent_learns_on_envpool(envpool, tmp_path):
+    settings = {"vectorization": "envpool", "quiet": True, "track": False, "runs_dir": str(tmp_path)}
+    run = pgce.agents.PPO.preset("CartPole-v1", **settings).train()
+    assert run.result["eval_mean"] > 400
+    assert pgce.load(run.path).evaluate(10).mean() > 400
+
+
+def test_envpool_is_asked_for_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ImportError, match="vectorization envpool needs EnvPool, pip install envpool"):
+        pgce.envs.make("CartPole-v1", 2, vectorization="envpool")
