@@ -2,7 +2,7 @@
 
     python agents/a2c.py --env-id CartPole-v1
 
-The advantage is the generalised estimate; with λ = 1 and short rollouts that of n steps. One step a rollout.
+The advantage is the generalised estimate, or with `--n-step` that of n steps. One step a rollout.
 
 Mnih et al. (2016), Asynchronous methods for deep reinforcement learning.
 """

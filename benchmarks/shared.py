@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from pgce.metrics import interquartile_mean as iqm
+
+__all__ = ["RESULTS", "ROOT", "iqm", "put_into_readme", "read", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -24,14 +25,6 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def iqm(values: np.ndarray) -> tuple[float, float, float]:
-    """Interquartile mean over the first axis, and the ends of its 95 % bootstrap interval."""
-    mean = stats.trim_mean(values, 0.25)
-    draws = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(stats.trim_mean(values[draws], 0.25, axis=1), (0.025, 0.975), axis=0)
-    return mean, low, high
 
 
 def put_into_readme(marker: str, table: str) -> None:

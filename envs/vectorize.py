@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -11,10 +12,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
 
-__all__ = ["Vectorization", "make", "reset", "spawn_seeds"]
+__all__ = ["EnvPoolVectorEnv", "Vectorization", "make", "reset", "spawn_seeds"]
 
-Vectorization = Literal["auto", "vector_entry_point", "sync", "async"]
+Vectorization = Literal["auto", "vector_entry_point", "sync", "async", "envpool"]
 
 # By entry point, not by id: an id may be registered anew, with another environment behind it.
 _VECTOR_VERSIONS = {
@@ -51,7 +53,8 @@ def make(
         num_envs: N >= 1.
         vectorization: "vector_entry_point" is the environment's own vector version, or that of `pgce.envs`
             for Gymnasium's classic control and toy text; "sync" steps one after the other; "async" steps each
-            in a process of its own; "auto" takes the vector version where there is one that can reset as
+            in a process of its own; "envpool" is EnvPool's version, in C++ threads, whose ids need not be
+            Gymnasium's; "auto" takes the vector version where there is one that can reset as
             asked and knows the arguments, else "sync".
         autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
             value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
@@ -93,11 +96,10 @@ def make(
     if module:
         import_module(module)
     try:
-        spec = gym.spec(name)
-    except gym.error.Error as error:
-        raise ValueError(f"environments are registered with Gymnasium: {error}") from None
-    try:
-        envs = _make(spec, num_envs, vectorization, mode, kwargs)
+        if vectorization == "envpool":
+            envs: VectorEnv[Any, Any, Any] = EnvPoolVectorEnv(name, num_envs, **kwargs)
+        else:
+            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
     made = envs.metadata.get("autoreset_mode")
@@ -109,6 +111,73 @@ def make(
             f"it has {made!r}, {mode or 'any'} was asked for"
         )
     return envs
+
+
+class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
+    """EnvPool's version of an environment, with Gymnasium's spaces of a batch and with seeds that reset.
+
+    EnvPool takes seeds only where it makes environments, so a reset with a seed makes them anew. It resets in
+    the step after an end (NEXT_STEP). An episode that terminates on the very step of its time limit is
+    truncated there, not both as in Gymnasium.
+
+    Args:
+        env_id: one of `envpool.list_all_envs()`.
+        num_envs: N.
+        kwargs: for `envpool.make`.
+
+    Raises:
+        ImportError: EnvPool is not installed.
+        ValueError: EnvPool has no such environment.
+
+    Example:
+        >>> from pgce.envs import make
+        >>> envs = make("CartPole-v1", 8, vectorization="envpool")  # doctest: +SKIP
+    """
+
+    def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
+        try:
+            self._envpool: Any = import_module("envpool")
+        except ImportError as error:
+            raise ImportError(f"vectorization envpool needs EnvPool, pip install envpool: {error}") from None
+        if env_id not in self._envpool.list_all_envs():
+            raise ValueError(f"environments are EnvPool's own: it has no {env_id!r}")
+        self._made_with = {"task_id": env_id, "env_type": "gymnasium", "num_envs": num_envs, **kwargs}
+        self._begin()
+        self.num_envs = num_envs
+        self.spec = gym.registry.get(env_id)
+        self.metadata = dict(self._pool.metadata)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def _begin(self, **more: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of bounds that float32 rounds
+            self._pool: Any = self._envpool.make(**self._made_with, **more)
+            self.single_observation_space = self._pool.observation_space
+            self.single_action_space = self._pool.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Begin new episodes in all environments."""
+        if seed is not None:
+            seeds = [each >> 1 for each in spawn_seeds(seed, self.num_envs)]  # of 31 bits, as EnvPool's are
+            self._pool.close()
+            self._begin(seed=seeds)
+        return self._pool.reset()
+
+    def step(self, actions: Any) -> Any:
+        """One step of each environment; of one whose episode ended, its reset."""
+        return self._pool.step(actions)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the pool."""
+        self._pool.close()
+
+
+def _spec(name: str) -> gym.envs.registration.EnvSpec:
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        raise ValueError(f"environments are registered with Gymnasium: {error}") from None
 
 
 def _make(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgce.choices import OptimizerName, Precision, Schedule, check_choice
 
-__all__ = ["Optimizer", "resolve_device"]
+__all__ = ["Optimizer", "resolve_device", "schedule_factor"]
 
 _ALGORITHMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -35,8 +35,8 @@ class Optimizer:
         parameters: of a model that is already on its device. Those without `requires_grad` are left alone.
         name: "adam", "adamw", "sgd", "rmsprop" or "adadelta".
         learning_rate: step size, > 0, before the schedule.
-        schedule: the factor on the learning rate: "constant" 1; "linear" 1 − progress; "cosine"
-            ½(1 + cos π · progress). Whoever knows how far training is sets `progress` (0 to 1).
+        schedule: the factor on the learning rate, see `schedule_factor`. Whoever knows how far training is
+            sets `progress` (0 to 1).
         warmup_steps: the factor also climbs linearly from 1/warmup_steps to 1 over so many steps.
         max_grad_norm: the gradient is scaled down to this Euclidean norm; None leaves it.
         precision: of the model's matrix products; parameters, losses and updates stay as they are.
@@ -119,11 +119,7 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Step size of the next update: the base rate times schedule and warm-up."""
-        rate = self.base_learning_rate
-        if self.schedule == "linear":
-            rate *= 1 - self.progress
-        elif self.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.progress))
+        rate = self.base_learning_rate * schedule_factor(self.schedule, self.progress)
         return rate * min(1.0, (self.steps + 1) / max(self.warmup_steps, 1))
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -225,6 +221,25 @@ def _flatten(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[T
             view_of[parameter] = parameter.grad = gradient.view(parameter.shape)
         flats.append(flat)
     return flats, [view_of[p] for p in parameters]
+
+
+def schedule_factor(schedule: Schedule, progress: float) -> float:
+    """The factor on a setting: "constant" 1; "linear" 1 − progress; "cosine" ½(1 + cos π · progress).
+
+    Args:
+        schedule: its name.
+        progress: share of training done, 0 to 1.
+
+    Example:
+        >>> from pgce.optimizer import schedule_factor
+        >>> [schedule_factor(name, 0.75) for name in ("constant", "linear", "cosine")]
+        [1.0, 0.25, 0.1464]
+    """
+    if schedule == "linear":
+        return 1 - progress
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
 
 
 def resolve_device(name: str = "auto") -> torch.device:

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import numpy as np
 import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
-from pgce.choices import Continuous, Memory, Network, Std, check_choice
+from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
@@ -36,6 +36,25 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
 
 Envs = VectorEnv[Any, Any, Any]
+
+
+def _pairs(words: list[str]) -> dict[str, Any]:
+    if len(words) % 2:
+        raise ValueError(f"a schedule follows each name: the words are {' '.join(words)}")
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+# As tyro reads a dict by itself, a preset that has one would change the flag.
+Schedules = Annotated[
+    dict[str, Schedule],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[NAME {{{','.join(get_args(Schedule))}}} ...]",
+        instance_from_str=_pairs,
+        is_instance=lambda given: isinstance(given, dict),
+        str_from_instance=lambda given: [word for pair in given.items() for word in pair],
+    ),
+]
 
 
 @dataclass(kw_only=True)
@@ -91,6 +110,8 @@ class Agent(Learner):
     """Coefficient of the entropy bonus."""
     vf_coef: float = 0.5
     """Coefficient of the value term."""
+    schedules: Schedules = dataclasses.field(default_factory=dict)
+    """Settings that fall over the run as the learning rate may: ent_coef linear, say."""
     init: str | None = None
     """Run of an agent with the same networks, whose weights are those at the start."""
     eval_env_id: str | None = None
@@ -149,6 +170,53 @@ class Agent(Learner):
             check_choice("memory", self.memory, Memory)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
+        if self.schedules:
+            self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        """Refuse what cannot fall, and what would fall out of its range."""
+        fixed = {field.name for field in dataclasses.fields(Learner)} | {"log_std_init"}
+        if self.norm_reward:
+            fixed.add("gamma")  # whose rewards' scale is of all the run
+        can = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.type in ("float", "float | None", float) and field.name not in fixed
+        ]
+        for name, schedule in self.schedules.items():
+            check_choice(f"the schedule of {name}", schedule, Schedule)
+            if name == "learning_rate":
+                raise ValueError("the schedule of learning_rate is lr_schedule: schedules has it")
+            if name not in can:
+                raise ValueError(f"what can fall over the run is {', '.join(can)}: it is {name!r}")
+            if not getattr(self, name):
+                raise ValueError(
+                    f"what falls over the run is a number above 0: {name} is {getattr(self, name)}"
+                )
+        last = max(0.0, 1 - self.num_envs * self.num_steps / self.total_timesteps)
+        settings: dict[str, Any] = {**self.scheduled(last), "schedules": {}}
+        try:
+            dataclasses.replace(self, **settings).check()
+        except ValueError as error:
+            raise ValueError(f"in the last round, by schedules: {error}") from None
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The settings that `schedules` names, as they are after a share of the run.
+
+        Args:
+            progress: the share, 0 to 1.
+
+        Example:
+            >>> from pgce.agents import PPO
+            >>> PPO(clip_coef=0.2, schedules={"clip_coef": "linear"}).scheduled(0.75)
+            {'clip_coef': 0.05}
+        """
+        from pgce.optimizer import schedule_factor
+
+        return {
+            name: getattr(self, name) * schedule_factor(schedule, progress)
+            for name, schedule in self.schedules.items()
+        }
 
     def terms(self, head: PolicyHead) -> dict[str, Term]:
         """The objective: the weighted cross-entropy of the actions taken, and what goes with it."""
@@ -233,7 +301,7 @@ class Agent(Learner):
 
 @dataclass(kw_only=True)
 class ActorCriticAgent(Agent):
-    """An agent with a critic: the weight is built on the generalised advantage estimate.
+    """An agent with a critic: the weight is built on the generalised advantage estimate, or on n steps.
 
     Example:
         >>> from pgce.agents import A2C
@@ -243,6 +311,8 @@ class ActorCriticAgent(Agent):
 
     gae_lambda: float = 0.95
     """λ of the generalised advantage estimate: 1 is the return less the value, 0 looks one step ahead."""
+    n_step: int | None = None
+    """Steps of reward before the value stands in; replaces GAE(λ)."""
 
     @property
     def critic(self) -> bool:
@@ -254,15 +324,22 @@ class ActorCriticAgent(Agent):
         super().check()
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda lies in [0, 1]: it is {self.gae_lambda}")
+        if self.n_step is not None:
+            self.at_least_one("n_step")
+            if "gae_lambda" in self.schedules:
+                raise ValueError("n_step replaces GAE(λ): schedules has gae_lambda, which is not read")
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The columns "advantage", "return", "value" and "cross_entropy" (of the policy that acted)."""
-        from pgce.returns import gae
+        from pgce.returns import gae, n_step
 
         assert model.value is not None
         value, next_value = rollout.values(model.value)
         ends = rollout.terminated, rollout.truncated
-        advantage = gae(rollout.reward, *ends, value, next_value, self.gamma, self.gae_lambda)
+        if self.n_step is None:
+            advantage = gae(rollout.reward, *ends, value, next_value, self.gamma, self.gae_lambda)
+        else:
+            advantage = n_step(rollout.reward, *ends, next_value, self.gamma, self.n_step) - value
         returns = advantage + value
         columns = {"return": returns, "value": value, "cross_entropy": rollout.cross_entropy}
         advantage = self.standardised(advantage, returns, rollout.valid)
@@ -321,12 +398,14 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
 
     device = resolve_device(agent.device)
     seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
-    terms = agent.terms(actions(train_envs.single_action_space, agent.continuous).head)
+    head = actions(train_envs.single_action_space, agent.continuous).head
+    current = copy.copy(agent)  # whose scheduled settings change; one for all the run: it may keep a state
+    terms = current.terms(head)
     torch.manual_seed(seeds[0])
     model = actor_critic(agent, train_envs).to(device)
     if agent.init is not None:
         model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
-    acting = agent.acting(model).to(device)
+    acting = current.acting(model).to(device)
     collector = Collector(
         train_envs,
         acting,
@@ -362,7 +441,10 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     def rounds() -> Iterator[Iterable[Batch]]:
         nonlocal steps
         while steps == 0 or steps + agent.num_envs * agent.num_steps <= agent.total_timesteps:
-            trainer.optimizer.progress = steps / agent.total_timesteps
+            trainer.optimizer.progress = progress = steps / agent.total_timesteps
+            if agent.schedules:
+                vars(current).update(agent.scheduled(progress))
+                trainer.terms = current.terms(head)
             if agent.group_size > 1:
                 collector.reset(int(groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             rollout = collector.collect()
@@ -376,8 +458,8 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
                 reward = model.reward_scale(rollout.reward, done, rollout.valid)
                 rollout = dataclasses.replace(rollout, reward=reward)
             kept.append(rollout)
-            batch = Batch.joined([agent.prepare(each, model) for each in kept])
-            yield agent.batches(batch, shuffle) if batch.count else ()
+            batch = Batch.joined([current.prepare(each, model) for each in kept])
+            yield current.batches(batch, shuffle) if batch.count else ()
             if model.normalize is not None and steps > rollout.steps:
                 # After the round: within it the policy's input stays the same. (A mask follows the features.)
                 model.normalize.update(seen[:, : len(model.normalize.mean)])
@@ -389,7 +471,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         if not reports:  # no row of this round counted
             return run.interrupted
         values = {
-            **metrics.summary(reports, terms),
+            **metrics.summary(reports, trainer.terms),
             "train/learning_rate": trainer.optimizer.learning_rate,
             "train/grad_norm": trainer.optimizer.grad_norm,
             "time/fps": steps / run.seconds,
@@ -408,7 +490,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         return stopped != "budget"
 
     with run.logger, run.training(agent.total_timesteps, "steps"):
-        train(trainer, rounds(), stop=agent.stop, after=after)
+        train(trainer, rounds(), stop=current.stop, after=after)
         if stopped == "budget" and evaluation.steps < steps:
             evaluation.solved(run, steps)
     result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
@@ -470,6 +552,8 @@ class TrainedAgent:
         self.env_id = self._settings.env_id
         self.device = resolve_device(device)
         self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
+            self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
             critic = any(name.startswith("critic.") for name in tensors)
             self.model = actor_critic(self._settings, one, critic=critic)

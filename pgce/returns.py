@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["discounted", "gae", "vtrace"]
+__all__ = ["discounted", "gae", "n_step", "vtrace"]
 
 
 def discounted(
@@ -48,7 +48,8 @@ def discounted(
     next_value = torch.zeros_like(reward) if next_value is None else next_value
     _check(reward, gamma, terminated=terminated, truncated=truncated, next_value=next_value)
     end = torch.where(truncated, gamma * next_value, 0.0).masked_fill(terminated, 0.0)
-    carry = gamma * ~(terminated | truncated)  # γ where the episode goes on, else 0
+    # γ where the episode goes on, else 0; of the rewards' dtype, which γ times a mask would not be
+    carry = torch.full_like(reward, gamma).masked_fill(terminated | truncated, 0.0)
     return _accumulated(reward + end, carry, next_value[-1])
 
 
@@ -93,6 +94,54 @@ def gae(
     return vtrace(
         torch.ones_like(reward), reward, terminated, truncated, value, next_value, gamma, gae_lambda
     )
+
+
+def n_step(
+    reward: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    next_value: Tensor,
+    gamma: float,
+    n: int,
+) -> Tensor:
+    """Return of n steps G (T, N), in units of reward: n rewards, and the value of what follows them.
+
+        G_t = r_t + … + γ^(k−1) · r_{t+k−1} + γ^k · next_value_{t+k−1}
+
+    k is n, or less where the episode is cut before that: truncated, or the last of the T steps. Where it
+    terminated, no value follows. n = 1 is one reward and the next value, n ≥ T is `discounted`.
+
+    Args:
+        reward: (T, N), floating.
+        terminated: (T, N), bool: the episode reached a true end.
+        truncated: (T, N), bool: the episode was cut: the rewards end, the value goes on.
+        next_value: (T, N), estimated value of each true next observation.
+        gamma: discount γ in [0, 1] a step.
+        n: most rewards that are added up, at least 1.
+
+    Raises:
+        ValueError: shapes differ, γ lies outside [0, 1], or n is below 1.
+
+    Example:
+        >>> import torch
+        >>> from pgce.returns import n_step
+        >>> one, no = torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.bool)
+        >>> n_step(one, no, no, next_value=8 * one, gamma=0.5, n=2).T
+        tensor([[3.5000, 3.5000, 5.0000]])
+
+    References:
+        Sutton and Barto (2018), Reinforcement Learning, §7.1; Mnih et al. (2016), Asynchronous methods for
+        deep reinforcement learning.
+    """
+    _check(reward, gamma, terminated=terminated, truncated=truncated, next_value=next_value)
+    if n < 1:
+        raise ValueError(f"n is at least 1: it is {n}")
+    one_step = reward + gamma * next_value.masked_fill(terminated, 0.0)
+    goes_on = ~(terminated | truncated)[:-1]
+    result = one_step.clone()
+    for _ in range(min(n, len(reward)) - 1):  # from the return of k steps to that of k + 1
+        result[:-1] = (reward[:-1] + gamma * result[1:]).where(goes_on, one_step[:-1])
+    return result
 
 
 def vtrace(

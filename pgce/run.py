@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -13,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tyro
 
 from pgce.choices import Activation, OptimizerName, Schedule
@@ -29,6 +32,10 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.optimizer import Optimizer
 
 __all__ = ["Learner", "Run", "cpu_threads", "main", "train_or_exit"]
+
+
+_SCORES = "eval_mean", "test_accuracy", "test_r2"
+"""What a result is judged by: the first of these that it has."""
 
 
 @dataclass(kw_only=True)
@@ -91,6 +98,8 @@ class Learner:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 values = value if isinstance(value, tuple) else (value,)
+                if isinstance(value, dict):
+                    values = tuple(word for pair in value.items() for word in pair)
                 words += [f"--{flag}", *map(str, values)]
         return shlex.join(words)
 
@@ -236,31 +245,89 @@ class Run:
             print(json.dumps(self.result), flush=True)
 
 
+@dataclass(kw_only=True)
+class _Several:
+    """What the command line takes beside a learner's settings."""
+
+    seeds: tuple[int, ...] = ()
+    """Train with each of these seeds, in place of one, and tell the interquartile mean of what they reach."""
+    jobs: int = 1
+    """How many of those runs at once, each quietly in a process of its own."""
+
+
 def main(learner: type[Any], description: str | None) -> None:
-    """The command line of a learner: its settings as flags, then its run.
+    """The command line of a learner: its settings as flags, then its run, or one a seed.
 
     Exits with 0; 130 after Ctrl-C; 2 for a bad setting or environment, 70 for training that stopped being
-    finite, 74 for an input/output error.
+    finite, 74 for an input/output error. Of several runs, the first that fails is the last.
     """
-    default = learner.from_words(sys.argv[1:]) if hasattr(learner, "from_words") else None
-    train_or_exit(tyro.cli(learner, description=description, default=default))
+    flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
+    default = flags.from_words(sys.argv[1:]) if hasattr(flags, "from_words") else None
+    given = tyro.cli(flags, description=description, default=default)
+    settings = learner(**{field.name: getattr(given, field.name) for field in dataclasses.fields(learner)})
+    if given.seeds or given.jobs != 1:
+        _train_each(settings, given.seeds, given.jobs)
+    else:
+        train_or_exit(settings)
 
 
 def train_or_exit(settings: Any) -> None:
     """Train, and turn the outcome into the process's exit code."""
+    code, _ = _outcome(settings)
+    if code:
+        sys.exit(code)
+
+
+def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
+    """Train: the exit code, and the result."""
     try:
         run = settings.train()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 70 if isinstance(error, FloatingPointError) else 74 if isinstance(error, OSError) else 2, {}
+    return 130 if run.result["stopped"] == "interrupt" else 0, run.result
+
+
+def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
+    """A run for each seed; then the interquartile mean of their last evaluations."""
+    if len(set(seeds)) < max(len(seeds), 1) or jobs < 1:
+        given = " ".join(map(str, seeds)) or "none"
+        print(
+            f"error: jobs (at least 1) share seeds that differ: jobs {jobs}, seeds {given}", file=sys.stderr
+        )
         sys.exit(2)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(70)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(74)
-    if run.result["stopped"] == "interrupt":
+    alone = jobs == 1
+    runs = [dataclasses.replace(settings, seed=seed, quiet=settings.quiet or not alone) for seed in seeds]
+    out = sys.stderr if settings.json else sys.stdout  # where the last line is a result
+    scores: list[float] = []
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for code, result in map(_outcome, runs) if alone else pool.map(_in_a_process, runs):
+            if code:
+                sys.exit(code)
+            score = next(name for name in _SCORES if name in result)
+            scores.append(result[score])
+            if not (alone or settings.quiet):
+                told = f"{result['seed']}: {score} {result[score]:.4g}, {result['run']}"
+                print(f"{'seed':>9}  {told}", file=out, flush=True)
+    except KeyboardInterrupt:
         sys.exit(130)
+    finally:  # runs that go on in their processes got Ctrl-C too, and end cleanly
+        pool.shutdown(cancel_futures=True)
+    if not settings.quiet:
+        from pgce.metrics import interquartile_mean
+
+        mean, low, high = interquartile_mean(np.array(scores))
+        each = ", ".join(f"{value:.4g}" for value in scores)
+        print(f"{'seeds':>9}  {score} {each}", file=out)
+        print(
+            f"{'together':>9}  interquartile mean {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]", file=out
+        )
+
+
+def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_outcome, settings).result()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from pgce.heads import Categorical
 from pgce.logger import TAGS
@@ -18,6 +19,7 @@ from pgce.metrics import (
     entropy,
     explained_variance,
     factors,
+    interquartile_mean,
     multilabel,
     regression,
 )
@@ -120,3 +122,21 @@ def test_every_metric_has_a_tag_and_a_direction():
     names |= set(multilabel(torch.tensor([[1, 0], [0, 1]]), torch.eye(2)))
     assert {f"eval/{name}" for name in names} <= TAGS.keys()
     assert names >= LOWER_IS_BETTER
+
+
+def test_the_interquartile_mean_is_scipy_s():
+    scores = np.random.default_rng(1).normal(size=(11, 3))
+    mean, low, high = interquartile_mean(scores)
+    np.testing.assert_allclose(mean, stats.trim_mean(scores, 0.25))
+    for column in range(3):  # each by itself
+        alone = interquartile_mean(scores[:, column])
+        assert alone == pytest.approx((mean[column], low[column], high[column]))
+    draws = stats.bootstrap(
+        (scores,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), method="percentile",
+        n_resamples=20_000, rng=np.random.default_rng(2), batch=1_000,
+    )  # fmt: skip
+    np.testing.assert_allclose(low, draws.confidence_interval.low, atol=0.1)
+    np.testing.assert_allclose(high, draws.confidence_interval.high, atol=0.1)
+    assert (low < mean).all()
+    assert (mean < high).all()
+    assert interquartile_mean(np.array([7.0])) == (7.0, 7.0, 7.0)

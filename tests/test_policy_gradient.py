@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import pgce
-from pgce.agents import A2C, BC, GRPO, PPO, RLOO, Reinforce
-from pgce.networks import Normalize, RewardScale, cnn, mlp
+from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce
+from pgce.networks import ActorCritic, Normalize, RewardScale, Value, cnn, mlp
 from pgce.rollout import Collector, mask_size
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
@@ -29,7 +29,14 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
     assert PPO.from_words(["-n", "5"]).env_id == "CartPole-v1"
     assert PPO.preset("Unknown-v0").num_envs == PPO().num_envs
     # The command that is written down gives the same settings again.
-    others = PPO.preset("Acrobot-v1", norm_obs=False), PPO(env_id="Acrobot-v1"), PPO(), PPO(env_id="Taxi-v4")
+    falling = PPO(schedules={"ent_coef": "linear", "clip_coef": "cosine"})
+    others = (
+        falling,
+        PPO.preset("Acrobot-v1", norm_obs=False),
+        PPO(env_id="Acrobot-v1"),
+        PPO(),
+        PPO(env_id="Taxi-v4"),
+    )
     for settings in (agent, *others):
         words = shlex.split(settings.command())[3:]
         assert tyro.cli(PPO, args=words, default=PPO.from_words(words)) == settings
@@ -244,11 +251,107 @@ def test_from_an_expert_to_its_pupil_to_another_agent(tmp_path):
         pgce.load(expert.path)
 
 
+@pytest.mark.parametrize("kind", [A2C, AWR, PPO])
+def test_n_steps_replace_the_generalised_estimate(kind):
+    """The columns are those of `returns.n_step`; one step is λ = 0."""
+    torch.manual_seed(0)
+    model = ActorCritic(mlp(4, 2), Value(mlp(4, 1)))
+    rollout = Collector(pgce.envs.make("CartPole-v1", 4), model.policy, 40, seed=1).collect()
+
+    def columns(**settings):
+        return kind(norm_adv=False, **settings).prepare(rollout, model).columns
+
+    value, next_value = rollout.values(model.value)
+    ends = rollout.terminated, rollout.truncated
+    returns = pgce.returns.n_step(rollout.reward, *ends, next_value, 0.99, 5)
+    five = columns(n_step=5)
+    torch.testing.assert_close(five["return"], returns.flatten())
+    advantage = (returns - value).flatten()
+    if kind is AWR:
+        advantage = pgce.weights.exponential(advantage, 0.3, 20.0)
+    torch.testing.assert_close(five["advantage"], advantage)
+    assert not torch.allclose(five["return"], columns()["return"])
+    torch.testing.assert_close(columns(n_step=1)["return"], columns(gae_lambda=0.0)["return"])
+
+
+class Watched(PPO):
+    """Keeps what each round saw: the share of the run before it, and the columns and reports after it."""
+
+    def prepare(self, rollout, model):
+        if not hasattr(self, "taken"):
+            self.taken, self.rounds, self.model_value = 0, [], model.value
+        batch = super().prepare(rollout, model)
+        value, next_value = rollout.values(model.value)
+        self.rounds.append({"progress": self.taken / self.total_timesteps, "return": batch["return"]})
+        self.rounds[-1]["gae"] = lambda gae_lambda: (
+            value + pgce.returns.gae(rollout.reward, rollout.terminated, rollout.truncated, value,
+                                     next_value, self.gamma, gae_lambda)
+        ).flatten()  # fmt: skip
+        self.taken += rollout.steps
+        return batch
+
+    def stop(self, reports):
+        self.rounds[-1]["reports"] = reports
+        type(self).last = self
+        return False
+
+
+def test_scheduled_coefficients_reach_the_terms_and_columns(tmp_path):
+    """In every round; by an agent that keeps a state from round to round."""
+    fall = {"ent_coef": "linear", "vf_coef": "constant", "clip_coef": "cosine", "gae_lambda": "linear"}
+    agent = Watched(schedules=fall, ent_coef=0.1, clip_coef=0.05, runs_dir=str(tmp_path), **QUICK)
+    run = agent.train("CartPole-v1", total_timesteps=20_000)
+    rounds = Watched.last.rounds
+    assert Watched.last.taken == run.result["steps"], "the state went on"
+    assert len(rounds) >= 9
+    for this in rounds:
+        linear, cosine = 1 - this["progress"], (1 + np.cos(np.pi * this["progress"])) / 2
+        reports = this["reports"]
+        entropy, value, policy = reports["entropy"], reports["value"], reports["policy"]
+        assert entropy.loss / entropy.cross_entropy.mean() == pytest.approx(-0.1 * linear, rel=1e-4)
+        assert value.loss / value.cross_entropy.mean() == pytest.approx(0.5, rel=1e-2)
+        clipped = pgce.weights.clipped(policy.cross_entropy, policy.batch, clip_coef=0.05 * cosine)
+        torch.testing.assert_close(policy.weight, clipped)
+        torch.testing.assert_close(this["return"], this["gae"](0.95 * linear))
+    assert rounds[-1]["progress"] > 0.8
+    assert (agent.ent_coef, agent.clip_coef) == (0.1, 0.05), "the settings are those at the start"
+
+
+@pytest.mark.parametrize("kind", [A2C, PPO])
+def test_a_constant_schedule_changes_nothing(kind, tmp_path):
+    fields = {"ent_coef": 0.01, "runs_dir": str(tmp_path), **QUICK}
+    names = ("ent_coef", "vf_coef", "gamma", "gae_lambda")
+    runs = [
+        kind(schedules=schedules, **fields).train("CartPole-v1", total_timesteps=6_000)
+        for schedules in ({}, dict.fromkeys(names, "constant"), {"ent_coef": "linear"})
+    ]
+    plain, constant, linear = (run.model.state_dict() for run in runs)
+    assert all(torch.equal(plain[name], constant[name]) for name in plain)
+    assert not all(torch.equal(plain[name], linear[name]) for name in plain)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
         (PPO, {"gae_lambda": 1.5}, "gae_lambda lies in .* it is 1.5"),
         (PPO, {"gamma": -0.1}, "gamma is -0.1"),
+        (PPO, {"schedules": {"learning_rate": "linear"}}, "the schedule of learning_rate is lr_schedule"),
+        (PPO, {"schedules": {"num_envs": "linear"}}, "clip_coef.*: it is 'num_envs'"),
+        (PPO, {"schedules": {"clip_coeff": "linear"}}, "it is 'clip_coeff'"),
+        (PPO, {"schedules": {"max_grad_norm": "linear"}}, "it is 'max_grad_norm'"),
+        (PPO, {"schedules": {"clip_vloss": "linear"}}, "it is 'clip_vloss'"),
+        (A2C, {"schedules": {"clip_coef": "linear"}}, "it is 'clip_coef'"),
+        (PPO, {"schedules": {"clip_coef": "step"}}, "the schedule of clip_coef is one of .* it is 'step'"),
+        (PPO, {"schedules": {"gamma": "linear"}, "norm_reward": True}, "it is 'gamma'"),
+        (PPO, {"schedules": {"target_kl": "linear"}}, "target_kl is None"),
+        (PPO, {"schedules": {"ent_coef": "linear"}}, "ent_coef is 0.0"),
+        (
+            PPO,
+            {"schedules": {"dual_clip": "linear"}, "dual_clip": 2.0, "num_steps": 2, "num_envs": 2},
+            "in the last round, by schedules: .* 0.008",
+        ),
+        (PPO, {"schedules": {"gae_lambda": "linear"}, "n_step": 3}, "n_step replaces GAE"),
+        (A2C, {"n_step": 0}, "n_step is at least 1: it is 0"),
         (PPO, {"clip_coef": 0.0}, "clip_coef is positive"),
         (PPO, {"dual_clip": 0.5}, "dual_clip above 1"),
         (PPO, {"num_minibatches": 0}, "num_minibatches is at least 1: it is 0"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from pgce.returns import discounted
+from pgce.returns import discounted, gae, n_step
 
 #  step               0    1     2    3
 REWARD = torch.tensor([[1.0, 2.0, 4.0, 8.0]]).T
@@ -78,3 +79,54 @@ def test_refuses(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         discounted(**{**arguments, **change})
+
+
+def drawn(seed, steps=23, envs=5):
+    """Random rewards, ends (a third of them both kinds at once) and values, in float64."""
+    rng = np.random.default_rng(seed)
+    reward, next_value = rng.normal(size=(2, steps, envs))
+    done = rng.random((steps, envs)) < rng.choice([0.0, 0.15, 0.5])
+    kind = rng.integers(3, size=done.shape)
+    return reward, done & (kind != 1), done & (kind != 0), next_value
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 22, 23, 24, 1_000])
+@pytest.mark.parametrize("seed", range(6))
+def test_n_steps_by_brute_force(n, seed):
+    reward, terminated, truncated, next_value = arrays = drawn(seed)
+    next_value[terminated] = np.nan  # must not be read
+    expected = np.empty_like(reward)
+    for t, env in np.ndindex(reward.shape):
+        total, discount, k = 0.0, 1.0, t
+        while True:
+            total += discount * reward[k, env]
+            discount *= 0.9
+            if terminated[k, env]:
+                break
+            if truncated[k, env] or k == len(reward) - 1 or k - t + 1 == n:
+                total += discount * next_value[k, env]
+                break
+            k += 1
+        expected[t, env] = total
+    result = n_step(*map(torch.from_numpy, arrays), 0.9, n)
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_step_and_all_steps_are_what_the_others_give(seed):
+    reward, terminated, truncated, next_value = map(torch.from_numpy, drawn(seed))
+    arguments = reward, terminated, truncated
+    value = next_value.roll(1, 0)  # of the same observation, where the episode goes on
+    for n, gae_lambda in ((1, 0.0), (23, 1.0)):
+        advantage = gae(*arguments, value, next_value, 0.9, gae_lambda)
+        torch.testing.assert_close(n_step(*arguments, next_value, 0.9, n) - value, advantage)
+    torch.testing.assert_close(
+        n_step(*arguments, next_value, 0.9, 23), discounted(*arguments, 0.9, next_value)
+    )
+
+
+def test_n_step_refuses():
+    with pytest.raises(ValueError, match="n is at least 1: it is 0"):
+        n_step(REWARD, NOTHING, NOTHING, VALUE, 0.5, 0)
+    with pytest.raises(ValueError, match=r"next_value \(1, 4\)"):
+        n_step(REWARD, NOTHING, NOTHING, VALUE.T, 0.5, 2)

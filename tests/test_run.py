@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ import pgce
 from pgce.agents import Reinforce, Supervised
 from pgce.checkpoint import load_tensors
 from pgce.logger import TAGS
-from pgce.run import train_or_exit
+from pgce.metrics import interquartile_mean
+from pgce.run import main, train_or_exit
 
 PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
 CLASSIFIER_FILES = ["estimator.json", *PROJECTOR]
@@ -258,6 +261,102 @@ def test_threads_are_set_for_the_run_and_given_back(tmp_path):
         torch.set_num_threads(1)
 
 
+def test_a_run_for_each_seed(repository, tmp_path, monkeypatch, capsys):
+    """One after the other and in processes: the same results, each in its folder; and what they mean."""
+    flags = ["--data", "iris", "--epochs", 2, "--no-track", "--json", "--seeds", 3, 1, 2, "--runs-dir"]
+    words = [str(word) for word in flags]
+    monkeypatch.setattr(sys, "argv", ["supervised", *words, str(tmp_path / "alone")])
+    main(Supervised, None)
+    said, summary = capsys.readouterr()
+    lines = [line for line in said.splitlines() if line.startswith("{")]
+    alone = [json.loads(line) for line in lines]
+    assert said.splitlines()[-1] == lines[-1], "the last line is a result"
+    assert [result["seed"] for result in alone] == [3, 1, 2]
+    scores = [result["test_accuracy"] for result in alone]
+    mean, low, high = interquartile_mean(np.array(scores))
+    assert f"interquartile mean {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]" in summary
+    for result in alone:
+        single = Supervised(data="iris", epochs=2, seed=result["seed"], quiet=True, track=False,
+                            runs_dir=str(tmp_path / "single")).train()  # fmt: skip
+        assert same(single.result) == same(result)
+        command = shlex.split((Path(result["run"]) / "command.txt").read_text())
+        assert "--seeds" not in command
+        assert ("--seed" in command) == (result["seed"] != 1), "1 is the default"
+        assert "seeds" not in json.loads((Path(result["run"]) / "config.json").read_text())
+
+    flags[flags.index(2, 7)] = "--jobs=2"  # in place of the last seed
+    apart = run_command("agents/supervised.py", *flags, tmp_path / "apart", cwd=repository)
+    assert apart.returncode == 0, apart.stderr
+    by_seed = {result["seed"]: result for result in map(json.loads, apart.stdout.splitlines())}
+    assert [same(by_seed[seed]) for seed in (3, 1)] == [same(result) for result in alone[:2]]
+    assert "interquartile mean" in apart.stderr.splitlines()[-1]
+    assert len(list((tmp_path / "apart").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--epochs", "0", "--seeds", "1", "2"], 2, "epochs is at least 1: it is 0"),
+        (["--learning-rate", "1e30", "--data", "diabetes", "--seeds", "1", "2"], 70, "must be finite"),
+        (["--learning-rate", "1e30", "--data", "diabetes", "--seeds", "1", "2", "--jobs", "2"], 70, "finite"),
+        (["--seeds", "1", "2", "1"], 2, "seeds that differ: jobs 1, seeds 1 2 1"),
+        (["--jobs", "2"], 2, "jobs 2, seeds none"),
+        (["--jobs", "0", "--seeds", "1"], 2, "jobs 0, seeds 1"),
+    ],
+)
+def test_several_runs_keep_the_exit_codes(flags, code, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["supervised", *flags, "--runs-dir", str(tmp_path), "--quiet"])
+    with pytest.raises(SystemExit) as caught:
+        main(Supervised, None)
+    assert caught.value.code == code
+    output, errors = capfd.readouterr()
+    assert message in errors
+    assert "Traceback" not in errors
+    assert "interquartile" not in output
+    if flags[-2:] == ["1", "2"]:
+        assert not list(tmp_path.glob("*__2__*")), "the first that fails is the last"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_ends_all_runs_of_several_seeds(tmp_path):
+    words = [
+        "--seeds",
+        1,
+        2,
+        3,
+        4,
+        "--jobs",
+        2,
+        "-n",
+        10**9,
+        "--no-stop-at-threshold",
+        "--runs-dir",
+        tmp_path,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgce.agents.reinforce", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, all of which a terminal's Ctrl-C reaches
+    )
+    watchdog = threading.Timer(100, lambda: os.killpg(process.pid, signal.SIGKILL))
+    watchdog.start()
+    while process.poll() is None:
+        events = [event.stat().st_size for event in tmp_path.glob("*/*tfevents*")]
+        if len(events) == 2 and min(events) > 5_000:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate()
+    watchdog.cancel()
+    assert process.returncode == 130, errors
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
+    assert [result["stopped"] for result in results] == ["interrupt"] * 2
+    assert len(list(tmp_path.iterdir())) == 2, "no further run began"
+    assert "interquartile" not in output
+
+
 def test_an_unknown_flag_is_refused(tmp_path):
     done = run_command("-m", "pgce.agents.reinforce", "--gama", "0.9", cwd=tmp_path)
     assert done.returncode == 2
@@ -275,7 +374,7 @@ def test_help_loads_no_torch(tmp_path):
     )
     done = run_command("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("--env-id", "--total-timesteps", "--baseline", "--vf-coef", "--json"):
+    for name in ("--env-id", "--total-timesteps", "--baseline", "--vf-coef", "--json", "--seeds", "--jobs"):
         assert name in done.stdout
 
 
