@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 # fmt: off
 _NORMALISED = {"norm_obs": True, "norm_reward": True}
-_ROBOT = {"total_timesteps": 1_000_000, "num_envs": 8, "num_steps": 256, "learning_rate": 3e-4,
-          "update_epochs": 10, "num_minibatches": 32, **_NORMALISED}
+_ROBOT = {"total_timesteps": 1_000_000, "num_envs": 8, "num_steps": 64, "lr_schedule": "constant",
+          **_NORMALISED}
+_WIDE = {**_ROBOT, "hidden_sizes": (256, 256), "activation": "relu", "log_std_init": -2.0}
+_LONGER = {**_ROBOT, "num_steps": 256, "learning_rate": 3e-4, "lr_schedule": "linear", "update_epochs": 10,
+           "num_minibatches": 32}
 _LANDER = {"total_timesteps": 1_000_000, "num_steps": 256, "num_minibatches": 16, "gamma": 0.999,
            "gae_lambda": 0.98, "ent_coef": 0.01, **_NORMALISED}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -42,8 +45,15 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "update_epochs": 10, "num_minibatches": 32, **_NORMALISED},
     "LunarLander-v3": _LANDER,
     "LunarLanderContinuous-v3": {**_LANDER, "ent_coef": 0.0},
-    **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "Walker2d-v5"), _ROBOT),
-    "Swimmer-v5": {**_ROBOT, "gamma": 0.9999},
+    "HalfCheetah-v5": {**_WIDE, "learning_rate": 2e-5, "gamma": 0.98, "gae_lambda": 0.92, "clip_coef": 0.1,
+                       "ent_coef": 4e-4, "vf_coef": 1.2, "max_grad_norm": 0.8, "update_epochs": 20,
+                       "num_minibatches": 8},
+    "Walker2d-v5": {**_ROBOT, "learning_rate": 5e-5, "clip_coef": 0.1, "ent_coef": 6e-4, "vf_coef": 1.7,
+                    "max_grad_norm": 1.0, "update_epochs": 20, "num_minibatches": 16},
+    "Swimmer-v5": {**_ROBOT, "num_envs": 4, "num_steps": 1024, "learning_rate": 6e-4, "lr_schedule": "linear",
+                   "gamma": 0.9999, "gae_lambda": 0.98, "update_epochs": 10, "num_minibatches": 16},
+    "Hopper-v5": _LONGER,
+    "InvertedDoublePendulum-v5": _LONGER,
 }
 # fmt: on
 

@@ -1,10 +1,12 @@
 """What the agents reach with their presets, beside published returns of the same algorithm.
 
-    python benchmarks/agents.py PPO LunarLander-v3     train on five seeds, add to the CSV, show
-    python benchmarks/agents.py --show                 make the table from the CSV only
+    python benchmarks/agents.py PPO LunarLander-v3 Hopper-v5 A2C CartPole-v1
+                                          train on five seeds each, into the CSV as they come; then show
+    python benchmarks/agents.py --show    make table and picture from the CSV only
 
 Needs gymnasium[box2d,mujoco] for their environments. After training, 100 episodes on environments and seeds
-of their own, once with the most probable action (as published figures have it), once with sampled ones.
+of their own, once with the most probable action (as published figures have it), once with sampled ones. The
+curves are the mean return of the last 100 episodes of training, whose actions are sampled.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
-from shared import RESULTS, iqm, put_into_readme, read, write
+from shared import RESULTS, ROOT, iqm, put_into_readme, read, write
 
 SEEDS = range(1, 6)
-# Best published return of the algorithm, environment steps, source.
+POINTS = 50  # of a curve
+# Best published return of the algorithm on one of the environment's versions: return, steps, source.
 PUBLISHED = {
     ("PPO", "CartPole-v1"): (500.0, 100_000, "RL Zoo"),
     ("PPO", "Acrobot-v1"): (-73.5, 1_000_000, "RL Zoo"),
@@ -27,51 +30,85 @@ PUBLISHED = {
     ("PPO", "Pendulum-v1"): (-172.2, 100_000, "RL Zoo"),
     ("PPO", "LunarLander-v3"): (242.1, 1_000_000, "RL Zoo, v2"),
     ("PPO", "LunarLanderContinuous-v3"): (270.9, 1_000_000, "RL Zoo, v2"),
+    ("PPO", "BipedalWalker-v3"): (287.9, 5_000_000, "RL Zoo"),
     ("PPO", "HalfCheetah-v5"): (5819.1, 1_000_000, "RL Zoo, v3"),
     ("PPO", "Hopper-v5"): (2410.4, 1_000_000, "RL Zoo, v3"),
+    ("PPO", "InvertedDoublePendulum-v5"): (9231.3, 1_000_000, "Tianshou, v3"),
     ("PPO", "Swimmer-v5"): (281.6, 1_000_000, "RL Zoo, v3"),
     ("PPO", "Walker2d-v5"): (3478.8, 1_000_000, "RL Zoo, v3"),
     ("A2C", "CartPole-v1"): (500.0, 500_000, "RL Zoo"),
     ("A2C", "Acrobot-v1"): (-83.4, 500_000, "RL Zoo"),
+    ("A2C", "MountainCar-v0"): (-111.3, 1_000_000, "RL Zoo"),
+    ("A2C", "LunarLander-v3"): (155.8, 200_000, "RL Zoo, v2"),
+    ("A2C", "MountainCarContinuous-v0"): (91.2, 100_000, "RL Zoo"),
+    ("A2C", "Pendulum-v1"): (-163.0, 1_000_000, "RL Zoo"),
 }
 
 
-def run(name: str, env_id: str, seed: int) -> dict[str, object]:
-    """Train once, and evaluate both ways."""
+def run(name: str, env_id: str, seed: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """Train once, and evaluate both ways: a row of the results, and the rows of a curve."""
     import warnings
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     import pgce
 
     warnings.simplefilter("ignore")  # of MuJoCo's own models
     with tempfile.TemporaryDirectory() as folder:
-        agent = getattr(pgce.agents, name).preset(
-            env_id, seed=seed, quiet=True, track=False, runs_dir=folder, stop_at_threshold=False,
-            eval_freq=10**9, device="cpu",
-        )  # fmt: skip
+        how = {"quiet": True, "runs_dir": folder, "stop_at_threshold": False, "eval_freq": 10**9}
+        agent = getattr(pgce.agents, name).preset(env_id, seed=seed, device="cpu", **how)
         result = agent.train()
         trained = pgce.load(result.path)
         greedy, sampled = (trained.evaluate(100, seed=10_000 + seed, greedy=g).mean() for g in (True, False))
-    return {
-        "agent": name,
-        "env_id": env_id,
-        "seed": seed,
+        events = EventAccumulator(str(result.path), size_guidance={"scalars": 0})
+        events.Reload()
+        seen = np.array([(event.step, event.value) for event in events.Scalars("rollout/ep_rew_mean")])
+    which: dict[str, object] = {"agent": name, "env_id": env_id, "seed": seed}
+    steps = np.linspace(seen[0, 0], seen[-1, 0], POINTS).round()
+    curve = [
+        {**which, "step": int(step), "return": f"{value:.2f}"}
+        for step, value in zip(steps, np.interp(steps, *seen.T), strict=True)
+    ]
+    row = {
+        **which,
         "steps": result.result["steps"],
         "seconds": result.result["train_seconds"],
         "greedy": f"{greedy:.2f}",
         "sampled": f"{sampled:.2f}",
-        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --quiet --no-track", ""),
+        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --quiet", ""),
     }
+    return row, curve
 
 
-def measure(name: str, env_ids: list[str]) -> None:
-    """All seeds on each environment, in two processes; the CSV grows as they come."""
+def measure(pairs: list[tuple[str, str]]) -> None:
+    """Every agent and environment on all seeds, in two processes; the CSVs grow as they come."""
     with ProcessPoolExecutor(2) as pool:
-        for env_id in env_ids:
-            new = list(pool.map(run, [name] * len(SEEDS), [env_id] * len(SEEDS), SEEDS))
-            old = read("agents.csv") if (RESULTS / "agents.csv").exists() else []
-            kept = [row for row in old if (row["agent"], row["env_id"]) != (name, env_id)]
-            write("agents.csv", [*kept, *new])
-            print(name, env_id, [row["greedy"] for row in new], flush=True)
+        tasks = [pool.submit(run, *pair, seed) for pair in pairs for seed in SEEDS]
+        for task in as_completed(tasks):
+            row, curve = task.result()
+            merge("agents.csv", [row])
+            merge("agents_curves.csv", curve)
+            print(row["agent"], row["env_id"], row["seed"], row["greedy"], row["sampled"], flush=True)
+
+
+def merge(name: str, rows: list[dict[str, object]]) -> None:
+    """Put a run's rows in the place of those that a CSV has of it."""
+    run = ("agent", "env_id", "seed")
+    new = tuple(str(rows[0][key]) for key in run)
+    old = read(name) if (RESULTS / name).exists() else []
+    kept = [row for row in old if tuple(row[key] for key in run) != new]
+    write(name, sorted([*kept, *rows], key=lambda row: tuple(str(row[key]) for key in run)))
+
+
+def pairs(words: list[str]) -> list[tuple[str, str]]:
+    """Agents, each followed by its environments."""
+    found, name = [], ""
+    for word in words:
+        if "-v" in word:
+            found.append((name, word))
+        else:
+            name = word
+    return found
 
 
 def table() -> str:
@@ -99,7 +136,48 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def draw() -> None:
+    """Learning curves: interquartile mean over seeds, shaded 95 % interval; a panel an environment."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves = defaultdict(lambda: defaultdict(list))
+    for row in read("agents_curves.csv"):
+        curves[row["env_id"], row["agent"]][row["seed"]].append((float(row["step"]), float(row["return"])))
+    env_ids = sorted({env_id for env_id, _ in curves})
+    columns = 4
+    figure, axes = plt.subplots(
+        -(-len(env_ids) // columns),
+        columns,
+        figsize=(12, 2.6 * -(-len(env_ids) // columns)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[len(env_ids) :]:
+        axis.set_visible(False)
+    names = sorted({name for _, name in curves})
+    for axis, env_id in zip(axes.flat, env_ids, strict=False):
+        for number, name in enumerate(names):
+            if (env_id, name) not in curves:
+                continue
+            seeds = [np.array(curve).T for curve in curves[env_id, name].values()]
+            grid = np.linspace(max(s[0][0] for s in seeds), min(s[0][-1] for s in seeds), POINTS)
+            mean, low, high = iqm(np.stack([np.interp(grid, *seed) for seed in seeds]))
+            axis.plot(grid, mean, label=name, color=f"C{number}")
+            axis.fill_between(grid, low, high, alpha=0.2, color=f"C{number}", linewidth=0)
+        axis.set_title(env_id, fontsize=10)
+        axis.xaxis.set_major_formatter(
+            lambda step, _: f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k"
+        )
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right", fontsize=8)
+    figure.savefig(ROOT / "docs" / "agents.png", dpi=90, metadata={"Software": ""})
+
+
 if __name__ == "__main__":
     if "--show" not in sys.argv:
-        measure(sys.argv[1], sys.argv[2:])
+        measure(pairs(sys.argv[1:]))
+    draw()
     put_into_readme("agents", table())
