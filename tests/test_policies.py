@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 import pgce
-from pgce.agents import A2C, PPO, RLOO
+from pgce.agents import A2C, BC, PPO, RLOO
 from pgce.policies import actor_critic
 
 QUICK = {"quiet": True, "track": False, "device": "cpu", "stop_at_threshold": False, "eval_freq": 10**9}
@@ -140,6 +140,14 @@ def test_memory_and_mask(kind, memory, masked, tmp_path):
         fewer = {"update_epochs": 2} if kind is PPO else {}
         agent = trained(kind, 15_000, tmp_path, memory=memory, memory_size=32, **fewer)
         assert agent.evaluate(40).mean() > 0.95, "without memory a quarter, or a third"
+        env = Match(delay=2, masked=masked)
+        for seed in range(8):  # by hand, a step at a time
+            (observation, info), over = env.reset(seed=seed), False
+            agent.reset()
+            while not over:
+                action = agent.act(observation, action_mask=info.get("action_mask"))
+                observation, reward, over, _, info = env.step(action)
+            assert reward == 1
 
 
 @pytest.mark.parametrize(
@@ -226,3 +234,11 @@ def test_refuses(env_id, settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         PPO(env_id=env_id, runs_dir=str(tmp_path / "runs"), **QUICK, **settings).train()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_memory_needs_to_see_what_it_remembers(tmp_path):
+    """An expert that acts for a pupil with a memory has none, or another."""
+    how = {"runs_dir": str(tmp_path), **QUICK, "num_envs": 2, "num_steps": 8}
+    expert = PPO(**how).train("CartPole-v1", total_timesteps=16)
+    with pytest.raises(ValueError, match="another policy acts here"):
+        BC(expert=str(expert.path), memory="gru", **how).train("CartPole-v1", total_timesteps=16)
