@@ -75,7 +75,8 @@ class Agent(Learner):
     continuous: Continuous = "gaussian"
     """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
     network: Network = "auto"
-    """A perceptron, or for images a convolutional network; or a transformer, of tokens."""
+    """A perceptron, or for images a convolutional network; or a transformer of tokens (pgce.networks.Transformer),
+    a layer for each of `hidden_sizes`, all of one width."""
     log_std_init: float = 0.0
     """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
@@ -562,7 +563,10 @@ def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCr
         if seen.image is not None:
             return cnn(seen.image, outputs, gain)
         if agent.network == "transformer":
-            return Transformer(_tokens(envs.single_observation_space), seen.size, outputs, output_gain=gain)
+            symbols, widths = _tokens(envs.single_observation_space), agent.hidden_sizes
+            if len(set(widths)) != 1:
+                raise ValueError(f"a transformer's layers have one width: hidden_sizes is {widths}")
+            return Transformer(symbols, seen.size, outputs, widths[0], len(widths), output_gain=gain)
         perceptron = mlp(seen.size, outputs, agent.hidden_sizes, agent.activation, gain)
         return perceptron if normalize is None else nn.Sequential(normalize, perceptron)
 
