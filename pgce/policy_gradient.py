@@ -75,8 +75,8 @@ class Agent(Learner):
     continuous: Continuous = "gaussian"
     """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
     network: Network = "auto"
-    """A perceptron, or for images a convolutional network; or a transformer of tokens (pgce.networks.Transformer),
-    a layer for each of `hidden_sizes`, all of one width."""
+    """A perceptron, or for images a convolutional network; or a transformer, of tokens, with a layer for each
+    of `hidden_sizes`, which are then all alike."""
     log_std_init: float = 0.0
     """Logarithm of a Gaussian policy's σ at the start."""
     norm_adv: bool = True
@@ -565,7 +565,7 @@ def _network(agent: Agent, envs: Envs, *, critic: bool | None = None) -> ActorCr
         if agent.network == "transformer":
             symbols, widths = _tokens(envs.single_observation_space), agent.hidden_sizes
             if len(set(widths)) != 1:
-                raise ValueError(f"a transformer's layers have one width: hidden_sizes is {widths}")
+                raise ValueError(f"a transformer's layers are of one width: hidden_sizes is {widths}")
             return Transformer(symbols, seen.size, outputs, widths[0], len(widths), output_gain=gain)
         perceptron = mlp(seen.size, outputs, agent.hidden_sizes, agent.activation, gain)
         return perceptron if normalize is None else nn.Sequential(normalize, perceptron)

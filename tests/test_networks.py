@@ -51,6 +51,34 @@ def test_value_is_counted_in_its_unit():
     assert set(ActorCritic(mlp(3, 2))(x)) == {"policy"}
 
 
+def test_a_transformer_reads_at_the_first_blank():
+    """What the last layer computes there only is what it computes of all; after the end of a full sequence."""
+    torch.manual_seed(0)
+    model = Transformer(tokens=5, length=6, outputs=3, width=16, layers=2, heads=2)
+    x = torch.tensor([[0, 1, 4, 4, 4, 4], [3, 2, 1, 0, 3, 2], [4, 1, 4, 0, 4, 4]])
+    whole = model.tokens(torch.cat([x, torch.full((3, 1), 4)], 1)) + model.places
+    for layer in model.layers:
+        whole = layer(whole)
+    first = torch.tensor([2, 6, 0])
+    torch.testing.assert_close(model(x.float()), model.output(model.norm(whole[torch.arange(3), first])))
+
+
+@pytest.mark.parametrize("size", [{"layers": 0}, {"width": 30}, {"width": 0}])
+def test_a_transformer_refuses(size):
+    with pytest.raises(ValueError, match="its 4 heads divide: there are"):
+        Transformer(tokens=3, length=2, outputs=2, **size)
+
+
+def test_a_transformer_learns_where_no_token_is_blank():
+    """Which of two places holds the larger token; the highest one is a token like any other."""
+    x = torch.cartesian_prod(torch.arange(6), torch.arange(6)).float()
+    torch.manual_seed(0)
+    model = Transformer(tokens=6, length=2, outputs=2, width=16, layers=1)
+    learn = x, (x[:, 0] > x[:, 1]).long()
+    pgce.fit(model, learn, epochs=100, batch_size=36, learning_rate=1e-2, device="cpu")
+    assert pgce.evaluate(model, learn)["accuracy"] == 1
+
+
 def test_a_transformer_learns_to_read_a_sequence_backwards():
     """The next token of the prompt reversed, from what is written so far."""
     g = torch.Generator().manual_seed(0)
@@ -59,7 +87,7 @@ def test_a_transformer_learns_to_read_a_sequence_backwards():
     written = answer.masked_fill(torch.arange(4) >= at[:, None], 4)  # 4 is blank
     inputs, target = torch.cat([prompt, written], 1).float(), answer[torch.arange(4096), at]
     torch.manual_seed(0)
-    model = Transformer(tokens=5, length=8, outputs=4, width=32, output_gain=0.01)
+    model = Transformer(tokens=5, length=8, outputs=4, width=32, layers=1, output_gain=0.01)
     learn, held_out = (inputs[:3500], target[:3500]), (inputs[3500:], target[3500:])
-    pgce.fit(model, learn, epochs=10, batch_size=64, learning_rate=2e-3, device="cpu")
+    pgce.fit(model, learn, epochs=5, batch_size=64, learning_rate=2e-3, device="cpu")
     assert pgce.evaluate(model, held_out)["accuracy"] > 0.95

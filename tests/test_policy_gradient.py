@@ -18,6 +18,7 @@ from pgce.networks import Normalize, RewardScale, cnn, mlp
 from pgce.rollout import Collector, mask_size
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
+_TRANSFORMER = {"env_id": "pgce/Copy-v0", "network": "transformer"}
 
 
 def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_path):
@@ -33,9 +34,10 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
     for settings in (agent, *others):
         words = shlex.split(settings.command())[3:]
         assert tyro.cli(PPO, args=words, default=PPO.from_words(words)) == settings
-    for env_id, preset in PPO.PRESETS.items():
-        assert PPO.preset(env_id, seed=3).seed == 3
-        assert set(preset) <= set(PPO.__dataclass_fields__), env_id
+    for kind in (PPO, RLOO, GRPO):
+        for env_id, preset in kind.PRESETS.items():
+            assert kind.preset(env_id, seed=3).seed == 3
+            assert set(preset) <= set(kind.__dataclass_fields__), env_id
 
 
 def test_normalisation_is_that_of_all_observations_seen():
@@ -188,6 +190,16 @@ class Bright(gym.Env):
         return np.zeros((12, 12, 1), np.uint8), float(action == self.side), True, False, {}
 
 
+@pytest.mark.parametrize("kind", [PPO, RLOO, GRPO])
+def test_a_transformer_learns_to_write_backwards(kind, tmp_path):
+    """By its preset, from the share of right tokens at the end."""
+    agent = kind.preset("pgce/Reverse-v0", eval_freq=4_000, runs_dir=str(tmp_path), **QUICK)
+    run = agent.train()
+    assert run.result["stopped"] == "threshold"
+    returns = pgce.load(run.path).evaluate(200, seed=1)
+    assert (returns == 1).mean() > 0.95
+
+
 @pytest.mark.parametrize("continuous", ["gaussian", "tanh", "beta"])
 def test_continuous_actions_learn_a_target(continuous, tmp_path):
     gym.register("Aim-v0", entry_point=Aim)
@@ -253,6 +265,9 @@ def test_from_an_expert_to_its_pupil_to_another_agent(tmp_path):
         (PPO, {"dual_clip": 0.5}, "dual_clip above 1"),
         (PPO, {"num_minibatches": 0}, "num_minibatches is at least 1: it is 0"),
         (PPO, {"continuous": "student"}, "it is 'student'"),
+        (PPO, {**_TRANSFORMER, "hidden_sizes": (32, 64)}, r"one width: hidden_sizes is \(32, 64\)"),
+        (PPO, {**_TRANSFORMER, "hidden_sizes": (30,)}, "there are 1, of width 30"),
+        (PPO, {"network": "transformer"}, "a transformer reads tokens"),
         (GRPO, {"num_envs": 9}, "num_envs is 9, a group has 8"),
         (PPO, {"env_id": "Pendulum-v1", "init": "nowhere"}, "No such file"),
     ],
