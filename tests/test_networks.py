@@ -52,7 +52,7 @@ def test_value_is_counted_in_its_unit():
 
 
 def test_a_transformer_reads_at_the_first_blank():
-    """What the last layer computes there only is what it computes of all; after the end of a full sequence."""
+    """What the last layer computes there is what it computes of all; after the end of a full sequence."""
     torch.manual_seed(0)
     model = Transformer(tokens=5, length=6, outputs=3, width=16, layers=2, heads=2)
     x = torch.tensor([[0, 1, 4, 4, 4, 4], [3, 2, 1, 0, 3, 2], [4, 1, 4, 0, 4, 4]])
