@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pgce
 from pgce.choices import Schedule
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch, Rule
+
+# fmt: off
+_TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 4, "group": 16, "vectorization": "auto",
+           "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000}
+PRESETS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
+    "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 8},
+}
+# fmt: on
 
 
 @dataclass(kw_only=True)
@@ -56,6 +65,8 @@ class GRPO(Minibatched):
     """Limit of the gradient's Euclidean norm."""
     clip_coef: float = 0.2
     """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
+
+    PRESETS = PRESETS
 
     @property
     def group_size(self) -> int:

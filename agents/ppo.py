@@ -33,6 +33,9 @@ _LONGER = {**_ROBOT, "num_steps": 256, "learning_rate": 3e-4, "lr_schedule": "li
            "num_minibatches": 32}
 _LANDER = {"total_timesteps": 1_000_000, "num_steps": 256, "num_minibatches": 16, "gamma": 0.999,
            "gae_lambda": 0.98, "ent_coef": 0.01, **_NORMALISED}
+_TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 9, "learning_rate": 3e-3, "gamma": 1.0,
+           "norm_reward": True, "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,),
+           "eval_episodes": 1_000}
 PRESETS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {"total_timesteps": 100_000, "num_envs": 64, "num_steps": 32, "learning_rate": 2.5e-3,
                     "gamma": 0.98, "gae_lambda": 0.9},
@@ -54,6 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                    "gamma": 0.9999, "gae_lambda": 0.98, "update_epochs": 10, "num_minibatches": 16},
     "Hopper-v5": _LONGER,
     "InvertedDoublePendulum-v5": _LONGER,
+    **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0", "pgce/Reverse8x10-v0"), _TOKENS),
 }
 # fmt: on
 

@@ -12,7 +12,7 @@ Back to basics: revisiting REINFORCE style optimization for learning from human 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pgce
 from pgce.choices import Schedule
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch
+
+# fmt: off
+# All environments begin together and again after L + 1 steps, one of which resets: no episode is cut.
+_TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 5, "learning_rate": 6e-3,
+           "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000}
+PRESETS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
+    "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 9},
+}
+# fmt: on
 
 
 @dataclass(kw_only=True)
@@ -47,6 +57,8 @@ class RLOO(Agent):
     """Step size."""
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
+
+    PRESETS = PRESETS
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The column "advantage": the same for every action of an episode."""

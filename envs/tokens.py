@@ -189,7 +189,7 @@ class Reverse(SingleEnv):
     It terminates after L steps.
 
     ## Arguments
-    `length`, 4: L; `tokens`, 4: K.
+    `length`, 4: L; `tokens`, 4: K. `pgce/Reverse8x10-v0` has 8 and 10.
 
     Example:
         >>> from pgce.envs.tokens import Reverse

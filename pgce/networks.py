@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgce.choices import Activation, Memory, check_choice
@@ -339,57 +340,83 @@ class Columns(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A transformer encoder of tokens: (B, L) -> (B, outputs), read at a place of its own before them.
+    """A transformer of tokens: (B, L) -> (B, width), read at the first blank, where the next token goes.
+
+    The highest id is blank, and one more blank follows the last place: a sequence that is full, or of a space
+    without blanks, is read there. What is written next depends on where, which the place itself so tells; and
+    the last layer is computed at that one place only.
 
     Args:
         tokens: how many different ones there are, ids 0..tokens − 1.
         length: L.
-        outputs: width of the last layer, which has no activation.
         width: of a token's vector.
         layers: of attention and perceptron.
-        heads: of the attention; divides `width`.
-        output_gain: orthogonal initialisation of the last layer; None keeps torch's own.
+        heads: of the attention.
+
+    Raises:
+        ValueError: no layer, or a width that the heads do not divide.
 
     Example:
         >>> import torch
         >>> from pgce.networks import Transformer
-        >>> Transformer(tokens=11, length=16, outputs=10)(torch.zeros(5, 16)).shape
-        torch.Size([5, 10])
+        >>> Transformer(tokens=11, length=16, width=64)(torch.zeros(5, 16)).shape
+        torch.Size([5, 64])
 
     References:
         Vaswani et al. (2017), Attention is all you need. Xiong et al. (2020), On layer normalization in the
         transformer architecture, for the normalisation first.
     """
 
-    def __init__(
-        self,
-        tokens: int,
-        length: int,
-        outputs: int,
-        width: int = 64,
-        layers: int = 2,
-        heads: int = 4,
-        output_gain: float | None = None,
-    ) -> None:
+    def __init__(self, tokens: int, length: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(tokens + 1, width)  # the last stands where the result is read
-        self.places = nn.Parameter(0.1 * torch.randn(length + 1, width))
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        if layers < 1 or width < 1 or width % heads:
+            raise ValueError(
+                f"a transformer has at least one layer, of a width that its {heads} heads divide: "
+                f"there are {layers}, of width {width}"
+            )
+        self.tokens = nn.Embedding(tokens, width)
+        self.places = nn.Parameter(torch.randn(length + 1, width))  # as strong as the tokens
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, outputs)
-        if output_gain is not None:
-            nn.init.orthogonal_(self.output.weight, output_gain)
-            nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs, (B, outputs); x holds whole numbers of any type."""
-        ids = nn.functional.pad(x.long(), (1, 0), value=self.tokens.num_embeddings - 1)
-        encoded: Tensor = self.encoder(self.tokens(ids) + self.places)
-        result: Tensor = self.output(self.norm(encoded[:, 0]))
+        """The vector at the place that is next, (B, width); x holds whole numbers of any type."""
+        blank = self.tokens.num_embeddings - 1
+        ids = F.pad(x.long(), (0, 1), value=blank)
+        first = (ids == blank).int().argmax(1)
+        x = self.tokens(ids) + self.places
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        result: Tensor = self.norm(self.layers[-1](x, first))
         return result
+
+
+class _Layer(nn.Module):
+    """Attention to all places, then a perceptron, both added to what they read: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.mix = nn.Linear(width, width)
+        widen, narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.perceptron = nn.Sequential(nn.LayerNorm(width), widen, nn.GELU(), narrow)
+
+    def forward(self, x: Tensor, place: Tensor | None = None) -> Tensor:
+        """All places, or of each sequence only `place` (B,), (B, D)."""
+        batch, length, _ = x.shape
+        seen = asking = self.norm(x)
+        if place is not None:
+            row = place + length * torch.arange(batch, device=x.device)
+            x, asking = (each.flatten(0, 1).index_select(0, row).unsqueeze(1) for each in (x, seen))
+        query = self.query(asking).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, ·, D/H)
+        key_value = self.key_value(seen).unflatten(2, (2 * self.heads, -1)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, *key_value.chunk(2, 1))
+        x = x + self.mix(attended.transpose(1, 2).flatten(2))
+        x = x + self.perceptron(x)
+        return x if place is None else x.squeeze(1)
 
 
 def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = None) -> nn.Sequential:

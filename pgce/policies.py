@@ -148,7 +148,9 @@ def _body(agent: Settings, space: Any, seen: Observations) -> tuple[nn.Module, i
     if agent.network == "impala":
         raise ValueError(f"the IMPALA network reads images, uint8 Boxes of three axes: the space is {space}")
     if agent.network == "transformer":
-        return Transformer(_tokens(space), seen.size, 64), 64
+        if len(set(hidden)) != 1:
+            raise ValueError(f"a transformer's layers are of one width: hidden_sizes is {hidden}")
+        return Transformer(_tokens(space), seen.size, hidden[0], len(hidden)), hidden[0]
     return hidden_layers(seen.size, hidden, agent.activation), [seen.size, *hidden][-1]
 
 

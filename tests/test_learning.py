@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pgce.agents import A2C, AWR, PPO, RLOO, Reinforce, Supervised, VTrace
+import pgce
+from pgce.agents import A2C, AWR, GRPO, PPO, RLOO, Reinforce, Supervised, VTrace
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +28,17 @@ def test_agents_solve_cartpole(kind, seed, tmp_path):
     result = agent.train(total_timesteps=200_000).result
     assert result["stopped"] == "threshold"
     assert result["eval_mean"] >= 475
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("kind", [PPO, RLOO, GRPO])
+def test_agents_write_eight_tokens_backwards(kind, seed, tmp_path):
+    agent = kind.preset("pgce/Reverse8x10-v0", seed=seed, quiet=True, device="cpu", runs_dir=str(tmp_path))
+    run = agent.train()
+    assert run.result["stopped"] == "threshold"
+    trained = pgce.load(run.path)
+    for greedy, share in ((True, 0.95), (False, 0.9)):
+        assert (trained.evaluate(1_000, seed=1, greedy=greedy) == 1).mean() >= share
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

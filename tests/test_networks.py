@@ -8,7 +8,19 @@ import pytest
 import torch
 
 import pgce
-from pgce.networks import ActorCritic, Recurrent, Torso, Transformer, Value, WithScale, mlp
+from pgce.networks import (
+    ActorCritic,
+    Recurrent,
+    Torso,
+    Transformer,
+    Value,
+    WithScale,
+    cnn,
+    impala,
+    linear,
+    mlp,
+    nature,
+)
 
 
 def test_mlp_has_the_layers_asked_for():
@@ -51,6 +63,34 @@ def test_value_is_counted_in_its_unit():
     assert set(ActorCritic(mlp(3, 2))(x)) == {"policy"}
 
 
+def test_a_transformer_reads_at_the_first_blank():
+    """What the last layer computes there is what it computes of all; after the end of a full sequence."""
+    torch.manual_seed(0)
+    model = Transformer(tokens=5, length=6, width=16, layers=2, heads=2)
+    x = torch.tensor([[0, 1, 4, 4, 4, 4], [3, 2, 1, 0, 3, 2], [4, 1, 4, 0, 4, 4]])
+    whole = model.tokens(torch.cat([x, torch.full((3, 1), 4)], 1)) + model.places
+    for layer in model.layers:
+        whole = layer(whole)
+    first = torch.tensor([2, 6, 0])
+    torch.testing.assert_close(model(x.float()), model.norm(whole[torch.arange(3), first]))
+
+
+@pytest.mark.parametrize("size", [{"layers": 0}, {"width": 30}, {"width": 0}])
+def test_a_transformer_refuses(size):
+    with pytest.raises(ValueError, match="its 4 heads divide: there are"):
+        Transformer(tokens=3, length=2, **size)
+
+
+def test_a_transformer_learns_where_no_token_is_blank():
+    """Which of two places holds the larger token; the highest one is a token like any other."""
+    x = torch.cartesian_prod(torch.arange(6), torch.arange(6)).float()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Transformer(tokens=6, length=2, width=16, layers=1), linear(16, 2))
+    learn = x, (x[:, 0] > x[:, 1]).long()
+    pgce.fit(model, learn, epochs=100, batch_size=36, learning_rate=1e-2, device="cpu")
+    assert pgce.evaluate(model, learn)["accuracy"] == 1
+
+
 def test_a_transformer_learns_to_read_a_sequence_backwards():
     """The next token of the prompt reversed, from what is written so far."""
     g = torch.Generator().manual_seed(0)
@@ -59,9 +99,9 @@ def test_a_transformer_learns_to_read_a_sequence_backwards():
     written = answer.masked_fill(torch.arange(4) >= at[:, None], 4)  # 4 is blank
     inputs, target = torch.cat([prompt, written], 1).float(), answer[torch.arange(4096), at]
     torch.manual_seed(0)
-    model = Transformer(tokens=5, length=8, outputs=4, width=32, output_gain=0.01)
+    model = torch.nn.Sequential(Transformer(tokens=5, length=8, width=32, layers=1), linear(32, 4, 0.01))
     learn, held_out = (inputs[:3500], target[:3500]), (inputs[3500:], target[3500:])
-    pgce.fit(model, learn, epochs=10, batch_size=64, learning_rate=2e-3, device="cpu")
+    pgce.fit(model, learn, epochs=5, batch_size=64, learning_rate=2e-3, device="cpu")
     assert pgce.evaluate(model, held_out)["accuracy"] > 0.95
 
 
@@ -108,3 +148,17 @@ def test_a_torso_steps_as_it_reads_sequences_and_passes_the_mask_on():
     for t in range(7):
         output, now = torso.step(x[:, t], first[:, t], now)
         torch.testing.assert_close(output, whole[:, t])
+
+
+def test_networks_of_images():
+    assert cnn((3, 84, 84), 5)(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
+    for body, widths in (
+        (nature, (32, 64, 64)),
+        (impala, (16, 16, 16, 16, 16, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32)),
+    ):
+        network, width = body((2, 64, 64))
+        convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert tuple(m.out_channels for m in convolutions) == widths
+        assert network(torch.zeros(3, 2, 64, 64)).shape == (3, width)
+        with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
+            body((1, 5, 9))

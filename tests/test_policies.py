@@ -158,6 +158,8 @@ def test_memory_and_mask(kind, memory, masked, tmp_path):
         {"norm_obs": True},
         {"observation": "image", "network": "impala", **SLOWER, "update_epochs": 2},
         {"observation": "image and vector", "norm_obs": True, "shared_torso": True, **SLOWER},
+        {"action": "box", "continuous": "tanh"},
+        {"action": "box", "continuous": "beta"},
         {"action": "box", "std": "state"},
         {"action": "box", "std": "state", "continuous": "tanh"},
         {"action": "box", "std": "fixed", "log_std_init": -1.0},

@@ -18,6 +18,7 @@ from pgce.networks import ActorCritic, Normalize, RewardScale, Value, cnn, mlp
 from pgce.rollout import Collector, mask_size
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
+_TRANSFORMER = {"env_id": "pgce/Copy-v0", "network": "transformer"}
 
 
 def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_path):
@@ -40,9 +41,10 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
     for settings in (agent, *others):
         words = shlex.split(settings.command())[3:]
         assert tyro.cli(PPO, args=words, default=PPO.from_words(words)) == settings
-    for env_id, preset in PPO.PRESETS.items():
-        assert PPO.preset(env_id, seed=3).seed == 3
-        assert set(preset) <= set(PPO.__dataclass_fields__), env_id
+    for kind in (PPO, RLOO, GRPO):
+        for env_id, preset in kind.PRESETS.items():
+            assert kind.preset(env_id, seed=3).seed == 3
+            assert set(preset) <= set(kind.__dataclass_fields__), env_id
 
 
 def test_normalisation_is_that_of_all_observations_seen():
@@ -163,63 +165,6 @@ def test_an_agent_learns_taxi_with_its_mask(tmp_path):
         action = trained.act(observation, action_mask=info["action_mask"])
         assert info["action_mask"][action]
         observation, *_, info = env.step(action)
-
-
-def test_a_network_of_images_learns(tmp_path):
-    """Which half of the picture is bright is the action to take."""
-    gym.register("Bright-v0", entry_point=Bright)
-    try:
-        agent = A2C(env_id="Bright-v0", learning_rate=3e-4, runs_dir=str(tmp_path), **QUICK)
-        run = agent.train(total_timesteps=8_000)
-        assert run.result["eval_mean"] > 0.9
-        assert pgce.load(run.path).evaluate(20).mean() > 0.9
-    finally:
-        del gym.registry["Bright-v0"]
-    assert cnn((3, 84, 84), 5)(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
-        cnn((1, 5, 9), 2)
-
-
-class Bright(gym.Env):
-    observation_space = gym.spaces.Box(0, 255, (12, 12, 1), np.uint8)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.side = int(self.np_random.integers(2))
-        image = self.np_random.integers(0, 100, (12, 12, 1)).astype(np.uint8)
-        image[:, 6 * self.side : 6 * self.side + 6] += 150
-        return image, {}
-
-    def step(self, action):
-        return np.zeros((12, 12, 1), np.uint8), float(action == self.side), True, False, {}
-
-
-@pytest.mark.parametrize("continuous", ["gaussian", "tanh", "beta"])
-def test_continuous_actions_learn_a_target(continuous, tmp_path):
-    gym.register("Aim-v0", entry_point=Aim)
-    try:
-        agent = PPO(env_id="Aim-v0", continuous=continuous, num_steps=32, runs_dir=str(tmp_path), **QUICK)
-        run = agent.train(total_timesteps=40_000)
-        assert pgce.load(run.path).evaluate(50).mean() > -0.1
-    finally:
-        del gym.registry["Aim-v0"]
-
-
-class Aim(gym.Env):
-    """The action should be the observation's mirror image, in bounds of its own."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2,))
-    action_space = gym.spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.at = self.np_random.uniform(-0.8, 0.8, 2).astype(np.float32)
-        return self.at, {}
-
-    def step(self, action):
-        wanted = np.array([-1.5 * self.at[0], 0.5 + 0.4 * self.at[1]])
-        return self.at.copy(), -float(np.square(action - wanted).sum()), True, False, {}
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C, RLOO, GRPO, Reinforce])
@@ -356,6 +301,9 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
         (PPO, {"dual_clip": 0.5}, "dual_clip above 1"),
         (PPO, {"num_minibatches": 0}, "num_minibatches is at least 1: it is 0"),
         (PPO, {"continuous": "student"}, "it is 'student'"),
+        (PPO, {**_TRANSFORMER, "hidden_sizes": (32, 64)}, r"one width: hidden_sizes is \(32, 64\)"),
+        (PPO, {**_TRANSFORMER, "hidden_sizes": (30,)}, "there are 1, of width 30"),
+        (PPO, {"network": "transformer"}, "a transformer reads tokens"),
         (GRPO, {"num_envs": 9}, "num_envs is 9, a group has 8"),
         (PPO, {"env_id": "Pendulum-v1", "init": "nowhere"}, "No such file"),
     ],

@@ -69,6 +69,7 @@ def test_the_results_are_the_committed_ones(readme, repository, monkeypatch):
         ("fit", "fit"),
         ("linear_cross_entropy", "linear"),
         ("agents", "agents"),
+        ("tokens", "tokens"),
     ):
         benchmark = runpy.run_path(str(repository / "benchmarks" / f"{name}.py"))
         shown = readme.split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]

@@ -121,8 +121,20 @@ def test_what_makes_no_task_is_refused(task, kwargs, message):
             make(f"pgce/{task}-v0", 2, vectorization=vectorization, **kwargs)
 
 
-@pytest.mark.parametrize("task", ["Copy", "Reverse", "Addition"])
+@pytest.mark.parametrize("task", ["Copy", "Reverse", "Reverse8x10", "Addition"])
 def test_they_are_registered_with_the_reward_that_solves_them(task):
-    assert gym.spec(f"pgce/{task}-v0").reward_threshold == 0.95
-    env = gym.make(f"pgce/{task}-v0", length=3, tokens=6)
+    spec = gym.spec(f"pgce/{task}-v0")
+    width = gym.make(spec).observation_space.shape[0]
+    answer = spec.kwargs.get("length", 4) if task != "Addition" else 3
+    assert spec.reward_threshold**answer > 0.95, "of the answers are exact"
+    assert width == {"Copy": 8, "Reverse": 8, "Reverse8x10": 16, "Addition": 7}[task]
+    env = gym.make(spec, length=3, tokens=6)
     assert env.observation_space.high.max() == env.action_space.n == 6
+
+
+def test_one_wrong_token_is_no_return_of_one():
+    envs = make("pgce/Reverse8x10-v0", 8, autoreset_mode="Disabled")
+    prompt = reset(envs, 0)[0][:, :8]
+    answer = prompt[:, ::-1].copy()
+    answer[np.arange(1, 8), np.arange(1, 8)] += 1
+    assert write(envs, answer % 10)[0][1].tolist() == [1.0] + [7 / 8] * 7
