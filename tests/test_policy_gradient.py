@@ -14,7 +14,7 @@ from torch import nn
 
 import pgce
 from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce
-from pgce.networks import ActorCritic, Normalize, RewardScale, Value, cnn, mlp
+from pgce.networks import ActorCritic, Normalize, RewardScale, Value, mlp
 from pgce.rollout import Collector, mask_size
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
