@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 # All environments begin together and again after L + 1 steps, one of which resets: no episode is cut.
-_TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 5, "learning_rate": 6e-3,
-           "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000}
+_TOKENS = {"total_timesteps": 1_000_000, "num_envs": 256, "num_steps": 5, "learning_rate": 6e-3,
+           "ent_coef": 0.05, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000}
 PRESETS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
     "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 9},

@@ -43,7 +43,7 @@ def run(name: str, env_id: str, seed: int) -> dict[str, object]:
         "stopped": result.result["stopped"],
         "greedy": f"{greedy:.3f}",
         "sampled": f"{sampled:.3f}",
-        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --quiet --no-track", ""),
+        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --no-track --quiet", ""),
     }
 
 
