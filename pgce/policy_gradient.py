@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 
     from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
-    from pgce.rollout import Rollout
+    from pgce.rollout import Collector, Rollout
     from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
@@ -169,6 +170,10 @@ class Agent(Learner):
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterable[Batch]:
         """The steps of one round; one step on the whole batch unless the learner says otherwise."""
         return [batch]
+
+    def examples(self, collector: Collector) -> Batch | None:
+        """Recorded examples that are learned from, in epochs; None acts in the environments instead."""
+        return None
 
     def acting(self, model: ActorCritic) -> nn.Module:
         """The policy that acts: the learner's own, or a copy of it where there is a lag."""
@@ -324,6 +329,7 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         device=device,
         continuous=agent.continuous,
     )
+    examples = agent.examples(collector)
     trainer = Trainer(model, terms, agent.build_optimizer(model))
     evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
 
@@ -331,11 +337,14 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     ends, goal = "at the end of the budget", evaluation.threshold
     if goal is not None:
         ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
+    unit = "steps" if examples is None else "examples"
+    source = f"{agent.num_envs} environments ({collector.mode.name}) × {agent.num_steps} steps"
+    if examples is not None:
+        source = f"{len(examples):,} examples that were recorded"
     run.say(
         learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
         minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms.items()),
-        collects=f"{agent.num_envs} environments ({collector.mode.name}) × {agent.num_steps} steps, "
-        f"{agent.total_timesteps:,} steps at most",
+        collects=f"{source}, {agent.total_timesteps:,} {unit} at most",
         stops=ends,
         folder=str(run.path),
     )
@@ -368,6 +377,27 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
                 # After the round: within it the policy's input stays the same. (A mask follows the features.)
                 model.normalize.update(seen[:, : len(model.normalize.mean)])
 
+    def epochs(examples: Batch) -> Iterator[Iterable[Batch]]:
+        """Rounds of an epoch, or shorter ones where an evaluation is due earlier."""
+        nonlocal steps
+        if model.normalize is not None:
+            assert isinstance(examples.input, torch.Tensor)
+            model.normalize.update(examples.input[:, : len(model.normalize.mean)])
+        size = min(len(examples), agent.eval_freq)
+        batches: list[Batch] = []
+        begun = 0
+        for batch in chain.from_iterable(agent.batches(examples, shuffle) for _ in count()):
+            if steps and steps + len(batch) > agent.total_timesteps:
+                break
+            batches.append(batch)
+            steps += len(batch)
+            if steps >= begun + size:
+                yield batches
+                batches, begun = [], steps
+                trainer.optimizer.progress = begun / agent.total_timesteps
+        if batches:
+            yield batches
+
     def after(n: int, reports: dict[str, Report]) -> bool:
         nonlocal stopped
         if agent.lag > 1 and (n + 1) % agent.lag == 0:
@@ -379,12 +409,14 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             "train/learning_rate": trainer.optimizer.learning_rate,
             "train/grad_norm": trainer.optimizer.grad_norm,
             "time/fps": steps / run.seconds,
-            "time/epoch": n + 1,
+            "time/epoch": n + 1 if examples is None else steps / len(examples),
         }
+        shown = "cross-entropy", "objective/cross_entropy"
         if recent:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(recent, 0).tolist()
+            shown = "return", "rollout/ep_rew_mean"
         run.logger.scalars(steps, values)
-        run.bar.update(steps, f"return {values.get('rollout/ep_rew_mean', math.nan):.1f}")
+        run.bar.update(steps, f"{shown[0]} {values[shown[1]]:.1f}")
         if steps - evaluation.steps >= agent.eval_freq:
             run.logger.distributions(steps, next(iter(reports.values())))
             if evaluation.solved(run, steps):
@@ -393,12 +425,12 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             stopped = "interrupt"
         return stopped != "budget"
 
-    with run.logger, run.training(agent.total_timesteps, "steps"):
-        train(trainer, rounds(), stop=agent.stop, after=after)
+    with run.logger, run.training(agent.total_timesteps, unit):
+        train(trainer, rounds() if examples is None else epochs(examples), stop=agent.stop, after=after)
         if stopped == "budget" and evaluation.steps < steps:
             evaluation.solved(run, steps)
     result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
-    summary = f"stopped ({stopped}) after {steps:,} steps and {run.seconds:.1f} s of training"
+    summary = f"stopped ({stopped}) after {steps:,} {unit} and {run.seconds:.1f} s of training"
     if evaluation.returns is not None:
         score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
         summary = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {summary}"
@@ -478,15 +510,39 @@ class TrainedAgent:
         self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
     ) -> NDArray[np.float64]:
         """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
+        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
+            return self._play(many, episodes, seed, greedy)
+
+    def record(
+        self, path: str | Path, episodes: int = 100, *, seed: int = 0, greedy: bool = True
+    ) -> NDArray[np.float64]:
+        """Play fresh episodes, and write them as an .npz file that `pgce.agents.BC(data=path)` learns from.
+
+        Returns:
+            The undiscounted returns (E,).
+
+        Raises:
+            ValueError: the path does not end in .npz.
+        """
+        from pgce.demonstrations import Recorder
+
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
+        with closing(envs.make(self.env_id, min(episodes, 16), **self._options)) as many:
+            recorder = Recorder(many, episodes)
+            returns = self._play(recorder, episodes, seed, greedy)
+        recorder.save(path)
+        return returns
+
+    def _play(self, many: Envs, episodes: int, seed: int, greedy: bool) -> NDArray[np.float64]:
         import torch
 
         from pgce.rollout import evaluate
 
         generator = torch.Generator(self.device).manual_seed(seed)
-        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
-            options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
-            options["continuous"] = self._settings.continuous
-            return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
+        options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
+        options["continuous"] = self._settings.continuous
+        return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
 
 
 class _Evaluation:
