@@ -11,9 +11,10 @@ Pomerleau (1991), Efficient training of artificial neural networks for autonomou
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pgce
@@ -83,15 +84,13 @@ class BC(Minibatched):
             env_id: replaces the setting of that name.
             total_timesteps: likewise, in environment steps or recorded examples.
             data: arrays "observations", "actions" and, if there is one, "action_mask", M rows each, in place
-                of the setting of that name.
+                of the setting of that name. (The command that is written down cannot repeat them.)
         """
         if data is None:
             return super().train(env_id, total_timesteps)
-        agent = replace(
-            self, env_id=env_id or self.env_id, total_timesteps=total_timesteps or self.total_timesteps
-        )
+        agent = copy.copy(self)
         vars(agent)["arrays"] = data
-        return super(BC, agent).train()
+        return super(BC, agent).train(env_id, total_timesteps)
 
     def examples(self, collector: Collector) -> Batch | None:
         """The recorded observations and actions, if there are any."""

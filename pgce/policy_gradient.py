@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import create_empty_array
 
 from pgce import envs
 from pgce.choices import Continuous, Network, check_choice
@@ -221,8 +222,10 @@ class Agent(Learner):
         """
         changes = {"env_id": env_id, "total_timesteps": total_timesteps}
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        agent = copy.copy(self)
+        vars(agent).update(given)
         with cpu_threads(self.threads):
-            return _train_agent(dataclasses.replace(self, **given) if given else self)
+            return _train_agent(agent)
 
 
 @dataclass(kw_only=True)
@@ -490,9 +493,8 @@ class TrainedAgent:
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
             critic = any(name.startswith("value.") for name in tensors)
             self.model = _network(self._settings, one, critic=critic)
-            self._collector = Collector(
-                one, self.model.policy, 1, seed=0, continuous=self._settings.continuous
-            )
+            how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
+            self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
 
@@ -533,6 +535,30 @@ class TrainedAgent:
             returns = self._play(recorder, episodes, seed, greedy)
         recorder.save(path)
         return returns
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy, its normaliser included, as a program that needs no pgce.
+
+        It takes N >= 1 observations, float32, as `pgce.spaces.observations` encodes them: (N, D), Discrete
+        parts one-hot and everything flattened in the space's order, and after them the action mask (K zeros
+        and ones) where the environment has one; images (N, C, H, W) in [0, 1]. It gives "logits", which the
+        policy's head reads, and "action", the most probable: Discrete and MultiDiscrete count from 0, a Box
+        is flat and not yet clipped.
+
+        Args:
+            path: ends in .pt2, read by `torch.export.load(path).module()`, or in .onnx.
+
+        Raises:
+            ValueError: the path ends otherwise.
+            ImportError: an .onnx file, and the packages of the extra "export" are not installed.
+        """
+        from pgce.exporting import export
+        from pgce.spaces import actions
+
+        envs = self._collector.envs
+        head = actions(envs.single_action_space, self._settings.continuous).head
+        example = self._collector.encode(create_empty_array(envs.single_observation_space, 2))
+        return export(self.model.policy, head, example, path)
 
     def _play(self, many: Envs, episodes: int, seed: int, greedy: bool) -> NDArray[np.float64]:
         import torch
