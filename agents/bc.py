@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pgce.networks import ActorCritic
+    from pgce.policy_gradient import After
     from pgce.rollout import Collector, Rollout
     from pgce.trainer import Batch, Rule
 
@@ -77,6 +78,8 @@ class BC(Minibatched):
         env_id: str | None = None,
         total_timesteps: int | None = None,
         data: Mapping[str, Any] | None = None,
+        *,
+        after: After | None = None,
     ) -> Run:
         """Train with these settings.
 
@@ -85,12 +88,13 @@ class BC(Minibatched):
             total_timesteps: likewise, in environment steps or recorded examples.
             data: arrays "observations", "actions" and, if there is one, "action_mask", M rows each, in place
                 of the setting of that name. (The command that is written down cannot repeat them.)
+            after: called after every evaluation with the steps and the mean return; True ends the run.
         """
         if data is None:
-            return super().train(env_id, total_timesteps)
+            return super().train(env_id, total_timesteps, after=after)
         agent = copy.copy(self)
         vars(agent)["arrays"] = data
-        return super(BC, agent).train(env_id, total_timesteps)
+        return super(BC, agent).train(env_id, total_timesteps, after=after)
 
     def examples(self, collector: Collector) -> Batch | None:
         """The recorded observations and actions, if there are any."""

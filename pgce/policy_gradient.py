@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, count
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
 
 Envs = VectorEnv[Any, Any, Any]
+After = Callable[[int, float], bool | None]
 
 
 @dataclass(kw_only=True)
@@ -210,12 +211,16 @@ class Agent(Learner):
         rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
-    def train(self, env_id: str | None = None, total_timesteps: int | None = None) -> Run:
+    def train(
+        self, env_id: str | None = None, total_timesteps: int | None = None, *, after: After | None = None
+    ) -> Run:
         """Train with these settings.
 
         Args:
             env_id: replaces the setting of that name.
             total_timesteps: likewise, in environment steps.
+            after: called after every evaluation during training with the steps so far and the mean return;
+                True ends the run, whose result then says that it stopped by "after".
 
         Returns:
             The run: its folder, result and trained model.
@@ -225,7 +230,7 @@ class Agent(Learner):
         agent = copy.copy(self)
         vars(agent).update(given)
         with cpu_threads(self.threads):
-            return _train_agent(agent)
+            return _train_agent(agent, after)
 
 
 @dataclass(kw_only=True)
@@ -292,7 +297,7 @@ class Minibatched(Agent):
             yield from batch.shuffled(self.num_minibatches, generator)
 
 
-def _train_agent(agent: Agent) -> Run:
+def _train_agent(agent: Agent, after: After | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
@@ -301,10 +306,10 @@ def _train_agent(agent: Agent) -> Run:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, agent.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
-            return _learn(agent, train_envs, eval_envs)
+            return _learn(agent, train_envs, eval_envs, after)
 
 
-def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
+def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> Run:
     """The run that all agents share: rollouts in, steps, evaluations, a result out."""
     import torch
 
@@ -424,6 +429,8 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             run.logger.distributions(steps, next(iter(reports.values())))
             if evaluation.solved(run, steps):
                 stopped = "threshold"
+            elif evaluated is not None and evaluated(steps, evaluation.result()["eval_mean"]):
+                stopped = "after"
         if run.interrupted:
             stopped = "interrupt"
         return stopped != "budget"
