@@ -419,12 +419,12 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | N
             "time/fps": steps / run.seconds,
             "time/epoch": n + 1 if examples is None else steps / len(examples),
         }
-        shown = "cross-entropy", "objective/cross_entropy"
+        shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
         if recent:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(recent, 0).tolist()
-            shown = "return", "rollout/ep_rew_mean"
+            shown = f"return {values['rollout/ep_rew_mean']:.1f}"
         run.logger.scalars(steps, values)
-        run.bar.update(steps, f"{shown[0]} {values[shown[1]]:.1f}")
+        run.bar.update(steps, shown)
         if steps - evaluation.steps >= agent.eval_freq:
             run.logger.distributions(steps, next(iter(reports.values())))
             if evaluation.solved(run, steps):
