@@ -1,27 +1,33 @@
 """Behaviour cloning: the expert's action is the target y, every weight w is 1. A classifier of observations.
 
     python agents/bc.py --env-id CartPole-v1 --expert runs/CartPole-v1__ppo__1__...
+    python agents/bc.py --env-id CartPole-v1 --data demonstrations.npz
 
-The expert is a trained agent, which acts; what is evaluated is the one that learns from it. Its run can be
-the start of another: `--init`.
+The expert is a trained agent, which acts; or what any expert did was recorded: arrays in a file, or a Minari
+data set. What is evaluated is the one that learns from it. Its run can be the start of another: `--init`.
 
 Pomerleau (1991), Efficient training of artificial neural networks for autonomous navigation.
 """
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pgce
 from pgce.policy_gradient import Minibatched, TrainedAgent
-from pgce.run import main
+from pgce.run import Run, main
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pgce.networks import ActorCritic
-    from pgce.rollout import Rollout
+    from pgce.policy_gradient import After
+    from pgce.rollout import Collector, Rollout
     from pgce.trainer import Batch, Rule
 
 
@@ -41,6 +47,11 @@ class BC(Minibatched):
 
     expert: str = ""
     """Run of the agent that is learned from."""
+    data: str = ""
+    """Recorded behaviour instead: an .npz file with observations and actions, else the id of a Minari data
+    set. Then total_timesteps and eval_freq count examples seen."""
+    batch_size: int = 256
+    """Examples a step, of recorded behaviour."""
     num_envs: int = 16
     """Environments that the expert steps together (N)."""
     num_steps: int = 64
@@ -50,11 +61,58 @@ class BC(Minibatched):
     update_epochs: int = 10
     """Passes over a rollout."""
 
+    arrays: ClassVar[Mapping[str, Any] | None] = None  # of `train`, in place of `data`
+
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        self.at_least_one("batch_size")
+        if bool(self.expert) + (bool(self.data) or self.arrays is not None) != 1:
+            raise ValueError(
+                "behaviour cloning learns from an expert, the folder of its run, or from data, one of them: "
+                f"expert is {self.expert!r}, data {self.data!r}"
+            )
+
+    def train(
+        self,
+        env_id: str | None = None,
+        total_timesteps: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        *,
+        after: After | None = None,
+    ) -> Run:
+        """Train with these settings.
+
+        Args:
+            env_id: replaces the setting of that name.
+            total_timesteps: likewise, in environment steps or recorded examples.
+            data: arrays "observations", "actions" and, if there is one, "action_mask", M rows each, in place
+                of the setting of that name. (The command that is written down cannot repeat them.)
+            after: called after every evaluation with the steps and the mean return; True ends the run.
+        """
+        if data is None:
+            return super().train(env_id, total_timesteps, after=after)
+        agent = copy.copy(self)
+        vars(agent)["arrays"] = data
+        return super(BC, agent).train(env_id, total_timesteps, after=after)
+
+    def examples(self, collector: Collector) -> Batch | None:
+        """The recorded observations and actions, if there are any."""
+        from pgce.demonstrations import demonstrations
+
+        if self.expert:
+            return None
+        return demonstrations(self.data if self.arrays is None else self.arrays, collector, self.continuous)
+
     def acting(self, model: ActorCritic) -> nn.Module:
         """The expert's policy."""
-        if not self.expert:
-            raise ValueError("behaviour cloning learns from an expert: expert is the folder of its run")
-        return TrainedAgent(self.expert).model.policy
+        return TrainedAgent(self.expert).model.policy if self.expert else model.policy
+
+    def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
+        """Minibatches of the rollout, epoch after epoch; or of one epoch of the data."""
+        if self.expert:
+            return super().batches(batch, generator)
+        return batch.shuffled(math.ceil(len(batch) / self.batch_size), generator)
 
     def weight(self) -> str | Rule:
         """Every action counts alike."""

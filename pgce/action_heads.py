@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -635,7 +636,7 @@ def _is_statistics(logits: Tensor, target: Tensor) -> bool:
     return target.shape == logits.shape
 
 
-def _bound(bound: Bound, like: Tensor) -> Tensor:
+def _bound(bound: Bound | list[float], like: Tensor) -> Tensor:
     return torch.tensor(bound, dtype=like.dtype, device=like.device)
 
 
@@ -660,7 +661,10 @@ def _action(x: Tensor, low: Bound, high: Bound) -> Tensor:
     """low + (high − low) · x, strictly inside the bounds whatever rounding does."""
     least, greatest, edge = _bound(low, x), _bound(high, x), torch.finfo(x.dtype).eps
     action = least + (greatest - least) * x.clamp(edge, 1 - edge)
-    return action.clamp(torch.nextafter(least, greatest), torch.nextafter(greatest, least))
+    # By NumPy, so that they are constants of an exported program: ONNX has no nextafter.
+    real = np.float64 if x.dtype == torch.float64 else np.float32
+    a, b = np.asarray(low, real), np.asarray(high, real)
+    return action.clamp(_bound(np.nextafter(a, b).tolist(), x), _bound(np.nextafter(b, a).tolist(), x))
 
 
 def _check_bounds(logits: Tensor, target: Tensor, low: Bound, high: Bound) -> None:

@@ -7,15 +7,17 @@ import dataclasses
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import numpy as np
 import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import create_empty_array
 
 from pgce import envs
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
@@ -30,12 +32,13 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 
     from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
-    from pgce.rollout import Rollout
+    from pgce.rollout import Collector, Rollout
     from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
 
 Envs = VectorEnv[Any, Any, Any]
+After = Callable[[int, float], bool | None]
 
 
 def _pairs(words: list[str]) -> dict[str, Any]:
@@ -250,6 +253,10 @@ class Agent(Learner):
         """The steps of one round; one step on the whole batch unless the learner says otherwise."""
         return [batch]
 
+    def examples(self, collector: Collector) -> Batch | None:
+        """Recorded examples that are learned from, in epochs; None acts in the environments instead."""
+        return None
+
     def acting(self, model: ActorCritic) -> nn.Module:
         """The policy that acts: the learner's own, or a copy of it where there is a lag."""
         return model.policy if self.lag == 1 else copy.deepcopy(model.policy)
@@ -284,20 +291,26 @@ class Agent(Learner):
         rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
-    def train(self, env_id: str | None = None, total_timesteps: int | None = None) -> Run:
+    def train(
+        self, env_id: str | None = None, total_timesteps: int | None = None, *, after: After | None = None
+    ) -> Run:
         """Train with these settings.
 
         Args:
             env_id: replaces the setting of that name.
             total_timesteps: likewise, in environment steps.
+            after: called after every evaluation during training with the steps so far and the mean return;
+                True ends the run, whose result then says that it stopped by "after".
 
         Returns:
             The run: its folder, result and trained model.
         """
         changes = {"env_id": env_id, "total_timesteps": total_timesteps}
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+        agent = copy.copy(self)
+        vars(agent).update(given)
         with cpu_threads(self.threads):
-            return _train_agent(dataclasses.replace(self, **given) if given else self)
+            return _train_agent(agent, after)
 
 
 @dataclass(kw_only=True)
@@ -373,7 +386,7 @@ class Minibatched(Agent):
             yield from batch.shuffled(self.num_minibatches, generator)
 
 
-def _train_agent(agent: Agent) -> Run:
+def _train_agent(agent: Agent, after: After | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
@@ -382,10 +395,10 @@ def _train_agent(agent: Agent) -> Run:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, agent.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
-            return _learn(agent, train_envs, eval_envs)
+            return _learn(agent, train_envs, eval_envs, after)
 
 
-def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
+def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> Run:
     """The run that all agents share: rollouts in, steps, evaluations, a result out."""
     import torch
 
@@ -416,7 +429,9 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
         device=device,
         continuous=agent.continuous,
     )
-    if collector.state_size != (0 if model.torso is None else model.torso.state_size):
+    examples = current.examples(collector)
+    memory = 0 if model.torso is None else model.torso.state_size
+    if collector.state_size != memory or (memory and examples is not None):
         raise ValueError("an agent with a memory learns from what it does itself: another policy acts here")
     trainer = Trainer(model, terms, agent.build_optimizer(model))
     evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
@@ -425,11 +440,14 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
     ends, goal = "at the end of the budget", evaluation.threshold
     if goal is not None:
         ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
+    unit = "steps" if examples is None else "examples"
+    source = f"{agent.num_envs} environments ({collector.mode.name}) × {agent.num_steps} steps"
+    if examples is not None:
+        source = f"{len(examples):,} examples that were recorded"
     run.say(
         learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
         minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms.items()),
-        collects=f"{agent.num_envs} environments ({collector.mode.name}) × {agent.num_steps} steps, "
-        f"{agent.total_timesteps:,} steps at most",
+        collects=f"{source}, {agent.total_timesteps:,} {unit} at most",
         stops=ends,
         folder=str(run.path),
     )
@@ -465,6 +483,27 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
                 # After the round: within it the policy's input stays the same. (A mask follows the features.)
                 model.normalize.update(seen[:, : len(model.normalize.mean)])
 
+    def epochs(examples: Batch) -> Iterator[Iterable[Batch]]:
+        """Rounds of an epoch, or shorter ones where an evaluation is due earlier."""
+        nonlocal steps
+        if model.normalize is not None:
+            assert isinstance(examples.input, torch.Tensor)
+            model.normalize.update(examples.input[:, : len(model.normalize.mean)])
+        size = min(len(examples), agent.eval_freq)
+        batches: list[Batch] = []
+        begun = 0
+        for batch in chain.from_iterable(agent.batches(examples, shuffle) for _ in count()):
+            if steps and steps + len(batch) > agent.total_timesteps:
+                break
+            batches.append(batch)
+            steps += len(batch)
+            if steps >= begun + size:
+                yield batches
+                batches, begun = [], steps
+                trainer.optimizer.progress = begun / agent.total_timesteps
+        if batches:
+            yield batches
+
     def after(n: int, reports: dict[str, Report]) -> bool:
         nonlocal stopped
         if agent.lag > 1 and (n + 1) % agent.lag == 0:
@@ -476,26 +515,31 @@ def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs) -> Run:
             "train/learning_rate": trainer.optimizer.learning_rate,
             "train/grad_norm": trainer.optimizer.grad_norm,
             "time/fps": steps / run.seconds,
-            "time/epoch": n + 1,
+            "time/epoch": n + 1 if examples is None else steps / len(examples),
         }
+        shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
         if recent:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(recent, 0).tolist()
+            shown = f"return {values['rollout/ep_rew_mean']:.1f}"
         run.logger.scalars(steps, values)
-        run.bar.update(steps, f"return {values.get('rollout/ep_rew_mean', math.nan):.1f}")
+        run.bar.update(steps, shown)
         if steps - evaluation.steps >= agent.eval_freq:
             run.logger.distributions(steps, next(iter(reports.values())))
             if evaluation.solved(run, steps):
                 stopped = "threshold"
+            elif evaluated is not None and evaluated(steps, evaluation.result()["eval_mean"]):
+                stopped = "after"
         if run.interrupted:
             stopped = "interrupt"
         return stopped != "budget"
 
-    with run.logger, run.training(agent.total_timesteps, "steps"):
-        train(trainer, rounds(), stop=current.stop, after=after)
+    with run.logger, run.training(agent.total_timesteps, unit):
+        batches = rounds() if examples is None else epochs(examples)
+        train(trainer, batches, stop=current.stop, after=after)
         if stopped == "budget" and evaluation.steps < steps:
             evaluation.solved(run, steps)
     result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
-    summary = f"stopped ({stopped}) after {steps:,} steps and {run.seconds:.1f} s of training"
+    summary = f"stopped ({stopped}) after {steps:,} {unit} and {run.seconds:.1f} s of training"
     if evaluation.returns is not None:
         score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
         summary = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {summary}"
@@ -558,9 +602,8 @@ class TrainedAgent:
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
             critic = any(name.startswith("critic.") for name in tensors)
             self.model = actor_critic(self._settings, one, critic=critic)
-            self._collector = Collector(
-                one, self.model.policy, 1, seed=0, continuous=self._settings.continuous
-            )
+            how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
+            self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
         self._state: Tensor | None = None
@@ -584,15 +627,63 @@ class TrainedAgent:
         self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
     ) -> NDArray[np.float64]:
         """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
+        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
+            return self._play(many, episodes, seed, greedy)
+
+    def record(
+        self, path: str | Path, episodes: int = 100, *, seed: int = 0, greedy: bool = True
+    ) -> NDArray[np.float64]:
+        """Play fresh episodes, and write them as an .npz file that `pgce.agents.BC(data=path)` learns from.
+
+        Returns:
+            The undiscounted returns (E,).
+
+        Raises:
+            ValueError: the path does not end in .npz.
+        """
+        from pgce.demonstrations import Recorder
+
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
+        with closing(envs.make(self.env_id, min(episodes, 16), **self._options)) as many:
+            recorder = Recorder(many, episodes)
+            returns = self._play(recorder, episodes, seed, greedy)
+        recorder.save(path)
+        return returns
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy, its normaliser included, as a program that needs no pgce.
+
+        It takes N >= 1 observations, float32, as `pgce.spaces.observations` encodes them: (N, D), Discrete
+        parts one-hot and everything flattened in the space's order, and after them the action mask (K zeros
+        and ones) where the environment has one; images (N, C, H, W) in [0, 1]. It gives "logits", which the
+        policy's head reads, and "action", the most probable: Discrete and MultiDiscrete count from 0, a Box
+        is flat and not yet clipped.
+
+        Args:
+            path: ends in .pt2, read by `torch.export.load(path).module()`, or in .onnx.
+
+        Raises:
+            ValueError: the path ends otherwise.
+            ImportError: an .onnx file, and the packages of the extra "export" are not installed.
+        """
+        from pgce.exporting import export
+        from pgce.spaces import actions
+
+        envs = self._collector.envs
+        head = actions(envs.single_action_space, self._settings.continuous).head
+        example = self._collector.encode(create_empty_array(envs.single_observation_space, 2))
+        return export(self.model.policy, head, example, path)
+
+    def _play(self, many: Envs, episodes: int, seed: int, greedy: bool) -> NDArray[np.float64]:
         import torch
 
         from pgce.rollout import evaluate
 
         generator = torch.Generator(self.device).manual_seed(seed)
-        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
-            options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
-            options["continuous"] = self._settings.continuous
-            return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
+        options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
+        options["continuous"] = self._settings.continuous
+        return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
 
 
 class _Evaluation:

@@ -21,7 +21,7 @@ from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
-__all__ = ["Collector", "Rollout", "evaluate", "mask_size"]
+__all__ = ["Collector", "Rollout", "evaluate", "mask_size", "told_mask"]
 
 Policy = Callable[[Any], Tensor]
 """Observations (N, D) -> logits; with a memory (`state_size` above 0) as `pgce.networks.Headed`."""
@@ -336,8 +336,8 @@ class Collector:
             greedy: take the most probable action.
             state: (1, S), the policy's memory before; None begins an episode.
         """
-        info = {} if action_mask is None else {"action_mask": [action_mask]}
-        encoded = self._place(self._encoded(self._stacked([observation]), info))
+        mask = None if action_mask is None else [action_mask]
+        encoded = self.encode(self._stacked([observation]), mask)
         with torch.no_grad():
             if self.state_size:
                 first = torch.tensor([state is None], device=self.device)
@@ -354,6 +354,16 @@ class Collector:
         result: tuple[Tensor, Tensor] = policy.step(observation, first, state)
         return result
 
+    def encode(self, observation: Any, action_mask: Any = None) -> Tensor:
+        """What the policy sees, (M, ...), of M observations batched as the environments batch theirs.
+
+        Args:
+            observation: M on the first axis of every array.
+            action_mask: which actions are allowed, (M, K), where the environments' info would tell.
+        """
+        info = {} if action_mask is None else {"action_mask": action_mask}
+        return self._place(self._encoded(observation, info))
+
     def _encoded(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.float32]:
         """What the policy sees, (N, D); a mask follows the features."""
         encoded = self._observations.encode(observation)
@@ -368,12 +378,7 @@ class Collector:
     def _mask(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         """Which actions are allowed, (N, K), by the observation or by `info["action_mask"]`."""
         mask = self._observations.mask(observation)
-        if mask is not None or "action_mask" not in info:
-            return mask
-        given = np.stack([np.asarray(row).ravel() for row in info["action_mask"]]).astype(np.bool_)
-        told = np.asarray(info.get("_action_mask", np.ones(len(given), np.bool_)))
-        allowed: NDArray[np.bool_] = given | ~told[:, None]
-        return allowed
+        return told_mask(info) if mask is None else mask
 
     def _stacked(self, items: list[Any]) -> Any:
         """Single observations as the environments give a batch of them."""
@@ -420,6 +425,23 @@ class Collector:
         self._length[env[last]] -= ended_length[last]
         order = np.lexsort((env, t))
         return episode_return[order], episode_length[order], env[order]
+
+
+def told_mask(info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    """Which actions the environments' info allows, (N, K); None where it does not say.
+
+    Example:
+        >>> from pgce.rollout import told_mask
+        >>> told_mask({"action_mask": [[1, 0], [0, 0]], "_action_mask": [True, False]})
+        array([[ True, False],
+               [ True,  True]])
+    """
+    if "action_mask" not in info:
+        return None
+    given = np.stack([np.asarray(row).ravel() for row in info["action_mask"]]).astype(np.bool_)
+    told = np.asarray(info.get("_action_mask", np.ones(len(given), np.bool_)))
+    allowed: NDArray[np.bool_] = given | ~told[:, None]
+    return allowed
 
 
 def mask_size(envs: gym.vector.VectorEnv[Any, Any, Any]) -> int:

@@ -18,7 +18,15 @@ from pgce.choices import Continuous, Std, check_choice
 from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
 from pgce.networks import WithScale
 
-__all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "observations"]
+__all__ = [
+    "Actions",
+    "Masked",
+    "Observations",
+    "actions",
+    "apply_mask",
+    "encode_actions",
+    "observations",
+]
 
 Encoder = Callable[[Any], NDArray[np.float32]]
 Vector = tuple[int, Encoder]  # its width, and what makes it of an observation
@@ -244,6 +252,34 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
     raise ValueError(
         f"actions are a Discrete, MultiDiscrete, MultiBinary, Box, Dict or Tuple space: this one is {space}"
     )
+
+
+def encode_actions(space: gym.Space[Any], action: Any) -> Tensor:
+    """Actions as `step` takes N of them -> as the head samples them: what `Actions.decode` undoes.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Dict, Discrete, MultiBinary
+        >>> from pgce.spaces import encode_actions
+        >>> encode_actions(Discrete(3, start=5), np.array([5, 7]))
+        tensor([0, 2])
+        >>> encode_actions(
+        ...     Dict(a=Discrete(2), b=MultiBinary(2)), {"a": np.array([1]), "b": np.array([[0, 1]])}
+        ... )
+        tensor([[1, 0, 1]])
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = [encode_actions(entry, action[key]) for key, entry in _entries(space)]
+        return torch.cat([part.reshape(len(part), -1) for part in parts], -1)
+    array = np.asarray(action)
+    if isinstance(space, spaces.Discrete):
+        return torch.from_numpy(array.astype(np.int64) - int(space.start))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return torch.from_numpy(array.reshape(len(array), -1).astype(np.float32))
+    low: Any = 0
+    if isinstance(space, (spaces.Box, spaces.MultiDiscrete)):
+        low = (space.low if isinstance(space, spaces.Box) else space.start).astype(np.int64)
+    return torch.from_numpy((array.astype(np.int64) - low).reshape(len(array), -1))
 
 
 class Masked(nn.Module):
