@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pgce
-from pgce.policy_gradient import Minibatched, TrainedAgent
+from pgce.policy_gradient import Minibatched
 from pgce.run import Run, main
+from pgce.trained import TrainedAgent
 
 if TYPE_CHECKING:
     import torch

@@ -92,9 +92,12 @@ def hidden_layers(
         torch.Size([8, 32])
     """
     check_choice("activation", activation, Activation)
+    widths, gain = [inputs, *hidden], math.sqrt(2) if orthogonal else None
+    if min(widths) < 1:
+        raise ValueError(f"every layer has at least one unit: the widths are {widths}")
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise([inputs, *hidden]):
-        layers += [linear(fan_in, fan_out, math.sqrt(2) if orthogonal else None), _ACTIVATIONS[activation]()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [linear(fan_in, fan_out, gain), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
 
@@ -106,16 +109,11 @@ def linear(inputs: int, outputs: int, gain: float | None = None) -> nn.Linear:
         outputs: likewise of an output.
         gain: of an orthogonal initialisation with zero biases; None keeps torch's own.
 
-    Raises:
-        ValueError: a width below 1.
-
     Example:
         >>> from pgce.networks import linear
         >>> linear(4, 2, gain=1.0).bias.tolist()
         [0.0, 0.0]
     """
-    if min(inputs, outputs) < 1:
-        raise ValueError(f"every layer has at least one unit: the widths are {inputs} and {outputs}")
     return _initialised(nn.Linear(inputs, outputs), gain)
 
 

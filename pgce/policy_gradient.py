@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 import numpy as np
 import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import create_empty_array
 
 from pgce import envs
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
@@ -35,7 +33,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.rollout import Collector, Rollout
     from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
 
-__all__ = ["ActorCriticAgent", "Agent", "Minibatched", "TrainedAgent"]
+__all__ = ["ActorCriticAgent", "Agent", "Minibatched"]
 
 Envs = VectorEnv[Any, Any, Any]
 After = Callable[[int, float], bool | None]
@@ -395,295 +393,198 @@ def _train_agent(agent: Agent, after: After | None) -> Run:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, agent.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
-            return _learn(agent, train_envs, eval_envs, after)
+            return _Training(agent, train_envs, eval_envs, after)()
 
 
-def _learn(agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> Run:
-    """The run that all agents share: rollouts in, steps, evaluations, a result out."""
-    import torch
-
-    from pgce import metrics
-    from pgce.checkpoint import load_tensors
-    from pgce.optimizer import resolve_device
-    from pgce.policies import actor_critic
-    from pgce.rollout import Collector
-    from pgce.spaces import actions
-    from pgce.trainer import Batch, Trainer, train
-
-    device = resolve_device(agent.device)
-    seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
-    head = actions(train_envs.single_action_space, agent.continuous).head
-    current = copy.copy(agent)  # whose scheduled settings change; one for all the run: it may keep a state
-    terms = current.terms(head)
-    torch.manual_seed(seeds[0])
-    model = actor_critic(agent, train_envs).to(device)
-    if agent.init is not None:
-        model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
-    acting = current.acting(model).to(device)
-    collector = Collector(
-        train_envs,
-        acting,
-        agent.num_steps,
-        seed=seeds[1],
-        generator=torch.Generator(device).manual_seed(seeds[2]),
-        device=device,
-        continuous=agent.continuous,
-    )
-    examples = current.examples(collector)
-    memory = 0 if model.torso is None else model.torso.state_size
-    if collector.state_size != memory or (memory and examples is not None):
-        raise ValueError("an agent with a memory learns from what it does itself: another policy acts here")
-    trainer = Trainer(model, terms, agent.build_optimizer(model))
-    evaluation = _Evaluation(agent, eval_envs, model.policy, seeds[3], device)
-
-    run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"])
-    ends, goal = "at the end of the budget", evaluation.threshold
-    if goal is not None:
-        ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
-    unit = "steps" if examples is None else "examples"
-    source = f"{agent.num_envs} environments ({collector.mode.name}) × {agent.num_steps} steps"
-    if examples is not None:
-        source = f"{len(examples):,} examples that were recorded"
-    run.say(
-        learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
-        minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms.items()),
-        collects=f"{source}, {agent.total_timesteps:,} {unit} at most",
-        stops=ends,
-        folder=str(run.path),
-    )
-    groups = np.random.SeedSequence(seeds[1])
-    shuffle = torch.Generator().manual_seed(seeds[4])
-    kept: deque[Rollout] = deque(maxlen=agent.kept)
-    steps, stopped = 0, "budget"
-    recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
-
-    def rounds() -> Iterator[Iterable[Batch]]:
-        nonlocal steps
-        while steps == 0 or steps + agent.num_envs * agent.num_steps <= agent.total_timesteps:
-            trainer.optimizer.progress = progress = steps / agent.total_timesteps
-            if agent.schedules:
-                vars(current).update(agent.scheduled(progress))
-                trainer.terms = current.terms(head)
-            if agent.group_size > 1:
-                collector.reset(int(groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
-            rollout = collector.collect()
-            steps += rollout.steps
-            recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
-            seen = rollout.observation[:-1][rollout.valid]
-            if model.normalize is not None and steps == rollout.steps:
-                model.normalize.update(seen[:, : len(model.normalize.mean)])  # the policy hardly looks yet
-            if model.reward_scale is not None:
-                done = rollout.terminated | rollout.truncated
-                reward = model.reward_scale(rollout.reward, done, rollout.valid)
-                rollout = dataclasses.replace(rollout, reward=reward)
-            kept.append(rollout)
-            batch = Batch.joined([current.prepare(each, model) for each in kept])
-            yield current.batches(batch, shuffle) if batch.count else ()
-            if model.normalize is not None and steps > rollout.steps:
-                # After the round: within it the policy's input stays the same. (A mask follows the features.)
-                model.normalize.update(seen[:, : len(model.normalize.mean)])
-
-    def epochs(examples: Batch) -> Iterator[Iterable[Batch]]:
-        """Rounds of an epoch, or shorter ones where an evaluation is due earlier."""
-        nonlocal steps
-        if model.normalize is not None:
-            assert isinstance(examples.input, torch.Tensor)
-            model.normalize.update(examples.input[:, : len(model.normalize.mean)])
-        size = min(len(examples), agent.eval_freq)
-        batches: list[Batch] = []
-        begun = 0
-        for batch in chain.from_iterable(agent.batches(examples, shuffle) for _ in count()):
-            if steps and steps + len(batch) > agent.total_timesteps:
-                break
-            batches.append(batch)
-            steps += len(batch)
-            if steps >= begun + size:
-                yield batches
-                batches, begun = [], steps
-                trainer.optimizer.progress = begun / agent.total_timesteps
-        if batches:
-            yield batches
-
-    def after(n: int, reports: dict[str, Report]) -> bool:
-        nonlocal stopped
-        if agent.lag > 1 and (n + 1) % agent.lag == 0:
-            acting.load_state_dict(model.policy.state_dict())
-        if not reports:  # no row of this round counted
-            return run.interrupted
-        values = {
-            **metrics.summary(reports, trainer.terms),
-            "train/learning_rate": trainer.optimizer.learning_rate,
-            "train/grad_norm": trainer.optimizer.grad_norm,
-            "time/fps": steps / run.seconds,
-            "time/epoch": n + 1 if examples is None else steps / len(examples),
-        }
-        shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
-        if recent:
-            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(recent, 0).tolist()
-            shown = f"return {values['rollout/ep_rew_mean']:.1f}"
-        run.logger.scalars(steps, values)
-        run.bar.update(steps, shown)
-        if steps - evaluation.steps >= agent.eval_freq:
-            run.logger.distributions(steps, next(iter(reports.values())))
-            if evaluation.solved(run, steps):
-                stopped = "threshold"
-            elif evaluated is not None and evaluated(steps, evaluation.result()["eval_mean"]):
-                stopped = "after"
-        if run.interrupted:
-            stopped = "interrupt"
-        return stopped != "budget"
-
-    with run.logger, run.training(agent.total_timesteps, unit):
-        batches = rounds() if examples is None else epochs(examples)
-        train(trainer, batches, stop=current.stop, after=after)
-        if stopped == "budget" and evaluation.steps < steps:
-            evaluation.solved(run, steps)
-    result = {"env_id": agent.env_id, "steps": steps, "stopped": stopped, **evaluation.result()}
-    summary = f"stopped ({stopped}) after {steps:,} {unit} and {run.seconds:.1f} s of training"
-    if evaluation.returns is not None:
-        score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
-        summary = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {summary}"
-    run.finish(model, result, summary)
-    return run
-
-
-class TrainedAgent:
-    """An agent as its run left it: what acts, and how well.
+class _Training:
+    """The run that all agents share: rollouts in, steps, evaluations, a result out.
 
     Args:
-        folder: of the run.
-        device: where the policy computes.
-
-    Attributes:
-        model: the networks.
-        env_id: what it was trained on.
-
-    Raises:
-        FileNotFoundError: the folder holds no trained agent.
-        ValueError: its settings are damaged, or its environment cannot be made.
-
-    Example:
-        >>> import tempfile, gymnasium, pgce
-        >>> from pgce.policy_gradient import TrainedAgent
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = pgce.agents.PPO.preset("CartPole-v1", quiet=True, runs_dir=folder).train()
-        ...     agent = TrainedAgent(run.path)
-        >>> observation, info = gymnasium.make("CartPole-v1").reset(seed=0)
-        >>> bool(agent.act(observation) in (0, 1))
-        True
-        >>> bool(agent.evaluate(episodes=10).mean() > 400)
-        True
+        agent: its settings.
+        train_envs: to learn in.
+        eval_envs: to be evaluated in.
+        evaluated: sees every evaluation.
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+    def __init__(self, agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> None:
+        import torch
+
         from pgce.checkpoint import load_tensors
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
         from pgce.rollout import Collector
-
-        path = Path(folder)
-        try:
-            config = json.loads((path / "config.json").read_bytes())
-            known = {field.name for field in dataclasses.fields(Agent)}
-            settings: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in config.items()
-                if name in known
-            }
-            self._settings = Agent(**settings)
-        except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
-        tensors = load_tensors(path / "model.safetensors")
-        self.env_id = self._settings.env_id
-        self.device = resolve_device(device)
-        self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
-        if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
-            self._options["vectorization"] = "envpool"
-        with closing(envs.make(self.env_id, 1, **self._options)) as one:
-            critic = any(name.startswith("critic.") for name in tensors)
-            self.model = actor_critic(self._settings, one, critic=critic)
-            how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
-            self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
-        self.model.load_state_dict(tensors)
-        self.model.to(self.device).eval()
-        self._state: Tensor | None = None
-
-    def reset(self) -> None:
-        """Forget what was seen: an episode begins. Only a policy with a memory needs to be told."""
-        self._state = None
-
-    def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
-        """The action for one observation, as `step` takes it: the most probable, or drawn.
-
-        Args:
-            observation: as the environment gives it.
-            action_mask: which actions are allowed, where `info["action_mask"]` tells.
-            greedy: take the most probable action.
-        """
-        action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
-        return action
-
-    def evaluate(
-        self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
-    ) -> NDArray[np.float64]:
-        """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
-        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
-            return self._play(many, episodes, seed, greedy)
-
-    def record(
-        self, path: str | Path, episodes: int = 100, *, seed: int = 0, greedy: bool = True
-    ) -> NDArray[np.float64]:
-        """Play fresh episodes, and write them as an .npz file that `pgce.agents.BC(data=path)` learns from.
-
-        Returns:
-            The undiscounted returns (E,).
-
-        Raises:
-            ValueError: the path does not end in .npz.
-        """
-        from pgce.demonstrations import Recorder
-
-        if Path(path).suffix != ".npz":
-            raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
-        with closing(envs.make(self.env_id, min(episodes, 16), **self._options)) as many:
-            recorder = Recorder(many, episodes)
-            returns = self._play(recorder, episodes, seed, greedy)
-        recorder.save(path)
-        return returns
-
-    def export(self, path: str | Path) -> Path:
-        """Write the policy, its normaliser included, as a program that needs no pgce.
-
-        It takes N >= 1 observations, float32, as `pgce.spaces.observations` encodes them: (N, D), Discrete
-        parts one-hot and everything flattened in the space's order, and after them the action mask (K zeros
-        and ones) where the environment has one; images (N, C, H, W) in [0, 1]. It gives "logits", which the
-        policy's head reads, and "action", the most probable: Discrete and MultiDiscrete count from 0, a Box
-        is flat and not yet clipped.
-
-        Args:
-            path: ends in .pt2, read by `torch.export.load(path).module()`, or in .onnx.
-
-        Raises:
-            ValueError: the path ends otherwise.
-            ImportError: an .onnx file, and the packages of the extra "export" are not installed.
-        """
-        from pgce.exporting import export
         from pgce.spaces import actions
+        from pgce.trainer import Trainer
 
-        envs = self._collector.envs
-        head = actions(envs.single_action_space, self._settings.continuous).head
-        example = self._collector.encode(create_empty_array(envs.single_observation_space, 2))
-        return export(self.model.policy, head, example, path)
+        self.agent, self.evaluated = agent, evaluated
+        self.current = copy.copy(
+            agent
+        )  # its scheduled settings change; one for all the run, which may have a state
+        device = resolve_device(agent.device)
+        seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
+        self.head = actions(train_envs.single_action_space, agent.continuous).head
+        terms = self.current.terms(self.head)
+        torch.manual_seed(seeds[0])
+        self.model = actor_critic(agent, train_envs).to(device)
+        if agent.init is not None:
+            self.model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
+        self.acting = self.current.acting(self.model).to(device)
+        self.collector = Collector(
+            train_envs,
+            self.acting,
+            agent.num_steps,
+            seed=seeds[1],
+            generator=torch.Generator(device).manual_seed(seeds[2]),
+            device=device,
+            continuous=agent.continuous,
+        )
+        self.examples = self.current.examples(self.collector)
+        memory = 0 if self.model.torso is None else self.model.torso.state_size
+        if self.collector.state_size != memory or (memory and self.examples is not None):
+            raise ValueError(
+                "an agent with a memory learns from what it does itself: another policy acts here"
+            )
+        self.trainer = Trainer(self.model, terms, agent.build_optimizer(self.model))
+        self.evaluation = _Evaluation(agent, eval_envs, self.model.policy, seeds[3], device)
+        self.groups = np.random.SeedSequence(seeds[1])
+        self.shuffle = torch.Generator().manual_seed(seeds[4])
+        self.kept: deque[Rollout] = deque(maxlen=agent.kept)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
+        self.steps, self.stopped = 0, "budget"
+        self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"])
+        self._say(device)
 
-    def _play(self, many: Envs, episodes: int, seed: int, greedy: bool) -> NDArray[np.float64]:
-        import torch
+    def _say(self, device: torch.device) -> None:
+        """Tell what will be done."""
+        agent, goal, examples = self.agent, self.evaluation.threshold, self.examples
+        source = f"{agent.num_envs} environments ({self.collector.mode.name}) × {agent.num_steps} steps"
+        if examples is not None:
+            source = f"{len(examples):,} examples that were recorded"
+        ends = "at the end of the budget"
+        if goal is not None:
+            ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
+        terms = self.trainer.terms.items()
+        self.run.say(
+            learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
+            minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms),
+            collects=f"{source}, {agent.total_timesteps:,} {self.unit} at most",
+            stops=ends,
+            folder=str(self.run.path),
+        )
 
-        from pgce.rollout import evaluate
+    @property
+    def unit(self) -> str:
+        """What the budget counts."""
+        return "steps" if self.examples is None else "examples"
 
-        generator = torch.Generator(self.device).manual_seed(seed)
-        options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
-        options["continuous"] = self._settings.continuous
-        return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
+    def __call__(self) -> Run:
+        """Learn until the end, and tell the result."""
+        from pgce.trainer import train
+
+        agent, run, evaluation = self.agent, self.run, self.evaluation
+        with run.logger, run.training(agent.total_timesteps, self.unit):
+            rounds = self._rounds() if self.examples is None else self._epochs(self.examples)
+            train(self.trainer, rounds, stop=self.current.stop, after=self._after)
+            if self.stopped == "budget" and evaluation.steps < self.steps:
+                evaluation.solved(run, self.steps)
+        result = {"env_id": agent.env_id, "steps": self.steps, "stopped": self.stopped, **evaluation.result()}
+        ended = (
+            f"stopped ({self.stopped}) after {self.steps:,} {self.unit} and {run.seconds:.1f} s of training"
+        )
+        if evaluation.returns is not None:
+            score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
+            ended = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {ended}"
+        run.finish(self.model, result, ended)
+        return run
+
+    def _rounds(self) -> Iterator[Iterable[Batch]]:
+        """A rollout each."""
+        from pgce.trainer import Batch
+
+        agent, current, model, collector = self.agent, self.current, self.model, self.collector
+        while self.steps == 0 or self.steps + agent.num_envs * agent.num_steps <= agent.total_timesteps:
+            self._progress()
+            if agent.group_size > 1:
+                collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
+            rollout = collector.collect()
+            self.steps += rollout.steps
+            self.recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
+            seen = rollout.observation[:-1][rollout.valid]
+            if self.steps == rollout.steps:
+                self._normalize(seen)  # the policy hardly looks yet
+            if model.reward_scale is not None:
+                done = rollout.terminated | rollout.truncated
+                reward = model.reward_scale(rollout.reward, done, rollout.valid)
+                rollout = dataclasses.replace(rollout, reward=reward)
+            self.kept.append(rollout)
+            batch = Batch.joined([current.prepare(each, model) for each in self.kept])
+            yield current.batches(batch, self.shuffle) if batch.count else ()
+            if self.steps > rollout.steps:
+                self._normalize(seen)  # after the round: within it the policy's input stays the same
+
+    def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
+        """An epoch each, or less where an evaluation is due earlier."""
+        agent = self.agent
+        assert not isinstance(examples.input, dict)
+        self._normalize(examples.input)
+        size = min(len(examples), agent.eval_freq)
+        batches: list[Batch] = []
+        begun = 0
+        for batch in chain.from_iterable(agent.batches(examples, self.shuffle) for _ in count()):
+            if self.steps and self.steps + len(batch) > agent.total_timesteps:
+                break
+            batches.append(batch)
+            self.steps += len(batch)
+            if self.steps >= begun + size:
+                yield batches
+                batches, begun = [], self.steps
+                self._progress()
+        if batches:
+            yield batches
+
+    def _progress(self) -> None:
+        """Set what depends on how far the run is."""
+        progress = self.trainer.optimizer.progress = self.steps / self.agent.total_timesteps
+        if self.agent.schedules:
+            vars(self.current).update(self.agent.scheduled(progress))
+            self.trainer.terms = self.current.terms(self.head)
+
+    def _normalize(self, seen: Tensor) -> None:
+        """Take observations (B, D) into the normaliser, whose features are the first of them."""
+        if self.model.normalize is not None:
+            self.model.normalize.update(seen[:, : len(self.model.normalize.mean)])
+
+    def _after(self, n: int, reports: dict[str, Report]) -> bool:
+        """Log, evaluate, and say whether the run ends after round n."""
+        from pgce import metrics
+
+        agent, run, evaluation = self.agent, self.run, self.evaluation
+        if agent.lag > 1 and (n + 1) % agent.lag == 0:
+            self.acting.load_state_dict(self.model.policy.state_dict())
+        if not reports:  # no row of this round counted
+            return run.interrupted
+        values = {
+            **metrics.summary(reports, self.trainer.terms),
+            "train/learning_rate": self.trainer.optimizer.learning_rate,
+            "train/grad_norm": self.trainer.optimizer.grad_norm,
+            "time/fps": self.steps / run.seconds,
+            "time/epoch": n + 1 if self.examples is None else self.steps / len(self.examples),
+        }
+        shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
+        if self.recent:
+            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(self.recent, 0).tolist()
+            shown = f"return {values['rollout/ep_rew_mean']:.1f}"
+        run.logger.scalars(self.steps, values)
+        run.bar.update(self.steps, shown)
+        if self.steps - evaluation.steps >= agent.eval_freq:
+            run.logger.distributions(self.steps, next(iter(reports.values())))
+            if evaluation.solved(run, self.steps):
+                self.stopped = "threshold"
+            elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
+                self.stopped = "after"
+        if run.interrupted:
+            self.stopped = "interrupt"
+        return self.stopped != "budget"
 
 
 class _Evaluation:

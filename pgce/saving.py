@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pgce import weights
 from pgce.checkpoint import load_tensors, save_tensors, write_file
 from pgce.estimators import Classifier, Regressor
-from pgce.policy_gradient import TrainedAgent
+from pgce.trained import TrainedAgent
 
 __all__ = ["load", "save"]
 

@@ -31,6 +31,12 @@ KINDS = {
     "beta": (VECTOR, Box(-1, 1, (3,)), {"continuous": "beta"}),
     "nested": (VECTOR, Dict(a=Discrete(2), b=Tuple((Box(0, 1, (2,)), MultiDiscrete([2, 2])))), {}),
     "image": (Box(0, 255, (12, 12, 3), np.uint8), Discrete(3), {}),
+    "memory": (VECTOR, Box(-1, 1, (3,)), {"memory": "gru", "norm_obs": True}),
+    "masked memory": (
+        Dict(observation=VECTOR, action_mask=MultiBinary(3)),
+        Discrete(3),
+        {"memory": "lstm", "shared_torso": True},
+    ),
     "tokens": (Box(0, 6, (5,), np.int64), Discrete(3), {"network": "transformer"}),
     "masked": (Dict(observation=VECTOR, action_mask=MultiBinary(3)), Discrete(3), {"norm_obs": True}),
     "masked choices": (
@@ -87,8 +93,14 @@ def test_the_program_is_the_policy(trained, tmp_path):
     program = torch.export.load(path).module()
     for rows in (seen, seen[:1], seen[:2]):
         with torch.no_grad():
-            expected = agent.model.policy(rows)
-            logits, action = program(rows)
+            if size := agent._collector.state_size:
+                memory = torch.arange(len(rows)) % 2 == 0, torch.randn(len(rows), size)
+                expected, state = agent.model.policy.step(rows, *memory)
+                logits, action, after = program(rows, *memory)
+                torch.testing.assert_close(after, state, rtol=1e-6, atol=1e-6)
+            else:
+                expected = agent.model.policy(rows)
+                logits, action = program(rows)
         torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(action, head.mode(expected), rtol=1e-6, atol=1e-6)
 

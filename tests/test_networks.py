@@ -40,7 +40,7 @@ def test_orthogonal_initialisation():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"activation": "gelu"}, "it is 'gelu'"), ({"hidden": (8, 0)}, "the widths are 8 and 0")],
+    [({"activation": "gelu"}, "it is 'gelu'"), ({"hidden": (8, 0)}, r"the widths are \[4, 8, 0\]")],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,163 @@
+"""An agent as its run left it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.vector.utils import create_empty_array
+
+from pgce import envs
+from pgce.policy_gradient import Agent
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["TrainedAgent"]
+
+
+class TrainedAgent:
+    """An agent as its run left it: what acts, and how well.
+
+    Args:
+        folder: of the run.
+        device: where the policy computes.
+
+    Attributes:
+        model: the networks.
+        env_id: what it was trained on.
+
+    Raises:
+        FileNotFoundError: the folder holds no trained agent.
+        ValueError: its settings are damaged, or its environment cannot be made.
+
+    Example:
+        >>> import tempfile, gymnasium, pgce
+        >>> from pgce.trained import TrainedAgent
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = pgce.agents.PPO.preset("CartPole-v1", quiet=True, runs_dir=folder).train()
+        ...     agent = TrainedAgent(run.path)
+        >>> observation, info = gymnasium.make("CartPole-v1").reset(seed=0)
+        >>> bool(agent.act(observation) in (0, 1))
+        True
+        >>> bool(agent.evaluate(episodes=10).mean() > 400)
+        True
+    """
+
+    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+        from pgce.checkpoint import load_tensors
+        from pgce.optimizer import resolve_device
+        from pgce.policies import actor_critic
+        from pgce.rollout import Collector
+
+        path = Path(folder)
+        try:
+            config = json.loads((path / "config.json").read_bytes())
+            known = {field.name for field in dataclasses.fields(Agent)}
+            settings: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in config.items()
+                if name in known
+            }
+            self._settings = Agent(**settings)
+        except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
+        tensors = load_tensors(path / "model.safetensors")
+        self.env_id = self._settings.env_id
+        self.device = resolve_device(device)
+        self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
+            self._options["vectorization"] = "envpool"
+        with closing(envs.make(self.env_id, 1, **self._options)) as one:
+            critic = any(name.startswith("critic.") for name in tensors)
+            self.model = actor_critic(self._settings, one, critic=critic)
+            how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
+            self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
+        self.model.load_state_dict(tensors)
+        self.model.to(self.device).eval()
+        self._state: Tensor | None = None
+
+    def reset(self) -> None:
+        """Forget what was seen: an episode begins. Only a policy with a memory needs to be told."""
+        self._state = None
+
+    def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
+        """The action for one observation, as `step` takes it: the most probable, or drawn.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: which actions are allowed, where `info["action_mask"]` tells.
+            greedy: take the most probable action.
+        """
+        action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
+        return action
+
+    def evaluate(
+        self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
+    ) -> NDArray[np.float64]:
+        """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
+        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
+            return self._play(many, episodes, seed, greedy)
+
+    def record(
+        self, path: str | Path, episodes: int = 100, *, seed: int = 0, greedy: bool = True
+    ) -> NDArray[np.float64]:
+        """Play fresh episodes, and write them as an .npz file that `pgce.agents.BC(data=path)` learns from.
+
+        Returns:
+            The undiscounted returns (E,).
+
+        Raises:
+            ValueError: the path does not end in .npz.
+        """
+        from pgce.demonstrations import Recorder
+
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
+        with closing(envs.make(self.env_id, min(episodes, 16), **self._options)) as many:
+            recorder = Recorder(many, episodes)
+            returns = self._play(recorder, episodes, seed, greedy)
+        recorder.save(path)
+        return returns
+
+    def export(self, path: str | Path) -> Path:
+        """Write the policy, its normaliser included, as a program that needs no pgce.
+
+        It takes N >= 1 observations, float32, as `pgce.spaces.observations` encodes them: (N, D), Discrete
+        parts one-hot and everything flattened in the space's order, then images (C, H, W) in [0, 1], and last
+        the mask of actions (K zeros and ones) where there is one. It gives "logits", which the policy's
+        head reads, and "action", the most probable: Discrete and MultiDiscrete count from 0, a Box is flat
+        and not yet clipped. With a memory it also takes and gives that: see `pgce.exporting.export`.
+
+        Args:
+            path: ends in .pt2, read by `torch.export.load(path).module()`, or in .onnx.
+
+        Raises:
+            ValueError: the path ends otherwise.
+            ImportError: an .onnx file, and the packages of the extra "export" are not installed.
+        """
+        from pgce.exporting import export
+        from pgce.spaces import actions
+
+        envs = self._collector.envs
+        head = actions(envs.single_action_space, self._settings.continuous).head
+        example = self._collector.encode(create_empty_array(envs.single_observation_space, 2))
+        return export(self.model.policy, head, example, path)
+
+    def _play(
+        self, many: VectorEnv[Any, Any, Any], episodes: int, seed: int, greedy: bool
+    ) -> NDArray[np.float64]:
+        import torch
+
+        from pgce.rollout import evaluate
+
+        generator = torch.Generator(self.device).manual_seed(seed)
+        options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
+        options["continuous"] = self._settings.continuous
+        return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
