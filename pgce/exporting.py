@@ -21,7 +21,8 @@ def export(policy: nn.Module, head: PolicyHead, example: Tensor, path: str | Pat
     """Write a policy as a torch.export program (.pt2) or as ONNX (.onnx), for any number of observations.
 
     The program takes "observation" (N, ...), N >= 1, and gives "logits" and "action", their mode. With a
-    memory it also takes "first" (N,), bool, where an episode begins, and "state" (N, S), and gives the state after.
+    memory it also takes "first" (N,), bool, where an episode begins, and "state" (N, S), and gives the state
+    after.
 
     Args:
         policy: observations (N, ...) -> logits; or with `state_size` S above 0 and a `step`.
