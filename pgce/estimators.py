@@ -78,6 +78,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     """Seed, or generator of one, of the network, the order of examples and what is held out."""
     log: Any = None
     """Folder to write TensorBoard events into, or a `pgce.logger.Logger`."""
+    checkpoints: Any = None
+    """Folder to save everything in while training, and to go on from if it holds a checkpoint."""
 
     def _checked(self, X: Any, *y: Any, reset: bool) -> Any:
         """Inputs, and where they are given targets, as scikit-learn checks them."""
@@ -159,6 +161,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             seed=seed,
             device=self.device,
             log=self.log,
+            checkpoints=self.checkpoints,
             after=after,
             **options,
         )

@@ -60,7 +60,7 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
             parameters[key] = _to_json(value)
         except TypeError:
             parameters[key] = None
-            if key not in ("log", "module", "teacher"):
+            if key not in ("log", "checkpoints", "module", "teacher"):
                 left_out.append(key)
     if left_out:
         warnings.warn(
