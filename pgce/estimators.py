@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from pgce import dashboards, heads, metrics, samplers, targets, weights
+from pgce.checkpoint import check_like
 from pgce.choices import Activation, OptimizerName, Schedule, check_choice
 from pgce.fitting import History, evaluate, fit, predict_proba
 from pgce.logger import Logger
@@ -172,8 +173,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         """What `fit` found beside the network's weights, for `pgce.save`."""
         check_is_fitted(self)
         dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
-        names = ("n_features_in_", "feature_names_in_", *self._found)
-        found = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        found = {name: getattr(self, name) for name in self._names if hasattr(self, name)}
         return {**found, "_shape": self._shape, "_outputs": self._outputs, "_dtype": dtype}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -181,11 +181,19 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         state = dict(state)
         dtype = getattr(torch, state.pop("_dtype"))
         for name, value in state.items():
+            if name not in (*self._names, "_shape", "_outputs"):
+                raise KeyError(name)
             setattr(self, name, value)
         self.module_ = self._built(torch.zeros(1, *self._shape, dtype=dtype), self._outputs)
+        check_like("the saved network", tensors, self.module_.state_dict())
         self.module_.load_state_dict(tensors)
         self.module_.to(resolve_device(self.device))
         self.history_ = History()
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What `fit` may find, beside the network."""
+        return ("n_features_in_", "feature_names_in_", *self._found)
 
     def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
         """The network for such inputs."""
