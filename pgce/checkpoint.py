@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import stat
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch import Tensor
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Checkpoints",
     "check_like",
     "load_checkpoint",
     "load_files",
@@ -213,6 +216,66 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{path}/{error}") from error
     return Checkpoint(step, state, path)
+
+
+class Checkpoints:
+    """Those of one run: the one to go on from, and those to come.
+
+    Args:
+        folder: that they are in.
+        every: seconds from one to the next; 0 is always.
+        final: whether the run's end, too, is to be saved; an interruption always is.
+
+    Attributes:
+        found: the newest that is whole, or None where there is no folder.
+        failed: how many could not be written.
+
+    Raises:
+        CheckpointError: there is a folder, and none in it is whole.
+
+    Example:
+        >>> import tempfile, pathlib, torch
+        >>> from pgce.checkpoint import Checkpoints
+        >>> folder = pathlib.Path(tempfile.mkdtemp()) / "checkpoints"
+        >>> checkpoints = Checkpoints(folder, every=0)
+        >>> if checkpoints.found is None and checkpoints.due:
+        ...     checkpoints.save(5, {"model": {"w": torch.ones(2)}})
+        >>> Checkpoints(folder).found.step
+        5
+    """
+
+    def __init__(self, folder: Path, every: float = 60.0, *, final: bool = True) -> None:
+        self.folder = folder
+        self.every = every
+        self.final = final
+        self.found = load_checkpoint(folder) if folder.exists() else None
+        self.failed = 0
+        self._saved = time.monotonic()
+        for damaged in self.found.skipped if self.found is not None else ():
+            warnings.warn(f"a damaged checkpoint is passed over: {damaged}", RuntimeWarning, stacklevel=2)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return time.monotonic() - self._saved >= self.every
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write one; where that fails, for want of room say, warn once: the one before stays.
+
+        Raises:
+            FloatingPointError: model or optimizer is not finite; likewise.
+        """
+        try:
+            save_checkpoint(self.folder, step, state)
+        except CheckpointError as error:
+            raise FloatingPointError(str(error)) from error
+        except OSError as error:
+            self.failed += 1
+            if self.failed == 1:
+                warnings.warn(
+                    f"no checkpoint is written, training goes on: {error}", RuntimeWarning, stacklevel=2
+                )
+        self._saved = time.monotonic()
 
 
 def check_like(name: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

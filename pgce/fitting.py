@@ -268,7 +268,10 @@ def fit(
                 _log(logger, row, whole[0])
             if after is not None and after(row, whole[0]):
                 history.stopped, stop = "after", True
-        if keeper is not None and (keeper.due or stop or n + 1 == epochs):
+        ends = stop or n + 1 == epochs
+        if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
+            if logger is not None:
+                logger.flush()  # what was logged until a checkpoint is not lost after it
             keeper.save(seen, state_dict())
         clock.start()
         return stop

@@ -570,8 +570,8 @@ class _Training:
                     train(self.trainer, rounds, stop=self.current.stop, after=self._after)
                     if self.stopped == "budget" and evaluation.steps < self.steps:
                         evaluation.solved(run, self.steps)
-                if agent.run is not None or run.interrupted:
-                    run.checkpoints.save(self.steps, self.state_dict())
+                if run.checkpoints.final or run.interrupted:
+                    self._save()
             scores = evaluation.result()
             result = {"env_id": agent.env_id, "steps": self.steps, "stopped": self.stopped, **scores}
             ended = (
@@ -661,8 +661,12 @@ class _Training:
             self._log(reports)
         self.stopped = run.interrupted or self.stopped
         if run.checkpoints.due:
-            run.checkpoints.save(self.steps, self.state_dict())
+            self._save()
         return self.stopped != "budget"
+
+    def _save(self) -> None:
+        self.run.logger.flush()  # what was logged until a checkpoint is not lost after it
+        self.run.checkpoints.save(self.steps, self.state_dict())
 
     def _log(self, reports: dict[str, Report]) -> None:
         """Write what the round came to, and evaluate if it is time."""

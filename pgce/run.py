@@ -210,7 +210,7 @@ class Run:
         if not attempts:
             if (self.path / "config.json").exists() or folder.exists():
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
-            self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
+            self.checkpoints = Checkpoints(folder, settings.checkpoint_every, final=settings.run is not None)
             return []
         config = {"learner": settings.learner, **dataclasses.asdict(settings)}
         now = {**json.loads(json.dumps(config)), **_versions()}

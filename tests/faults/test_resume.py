@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: bit for bit what they would have been, and different where something is left out.
+"""Runs that are killed and go on: bit for bit what they would have been, unless something is left out.
 
 Each attempt is a forked child, so that torch is imported once; it is killed by SIGKILL at a random moment.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import signal
 import time
 import zlib
@@ -19,30 +18,48 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pgce
-from pgce.agents import BC, PPO, Reinforce, Supervised, VTrace
+from pgce.agents import PPO, Reinforce, Supervised, VTrace
 from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
 
 FORK = multiprocessing.get_context("fork")
 QUICK = {"quiet": True, "device": "cpu", "checkpoint_every": 0.0, "stop_at_threshold": False}
+# fmt: off
 CASES = {
     "reinforce": lambda: Reinforce(
         num_envs=4, num_steps=64, total_timesteps=10_000, eval_freq=3_000, eval_episodes=4, **QUICK
     ),
     "ppo with memory": lambda: PPO(
         num_envs=4, num_steps=16, total_timesteps=2_500, eval_freq=900, eval_episodes=2, memory="lstm",
-        memory_size=8, norm_obs=True, norm_reward=True, update_epochs=2, schedules={"clip_coef": "linear"}, **QUICK
+        memory_size=8, norm_obs=True, norm_reward=True, update_epochs=2, schedules={"clip_coef": "linear"},
+        **QUICK
     ),
     "ppo, one at a time": lambda: PPO(
         env_id="Acrobot-v1", vectorization="sync", num_envs=3, num_steps=32, total_timesteps=4_000,
         eval_freq=10**6, eval_episodes=1, ent_coef=0.01, **QUICK
     ),
-    "v-trace": lambda: VTrace(num_envs=4, num_steps=16, total_timesteps=4_000, eval_freq=10**6, eval_episodes=1, **QUICK),
+    "v-trace": lambda: VTrace(
+        num_envs=4, num_steps=16, total_timesteps=4_000, eval_freq=10**6, eval_episodes=1, **QUICK
+    ),
     "classifier": lambda: Supervised(
-        epochs=25, batch_size=256, hidden_sizes=(16,), mixup=0.2, ema_decay=0.9,
+        epochs=80, batch_size=256, hidden_sizes=(16,), mixup=0.2, ema_decay=0.9,
         quiet=True, device="cpu", checkpoint_every=0.0,
     ),
-}  # fmt: skip
+}
+# fmt: on
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(tmp_path_factory):
+    """Everything is imported before the first fork."""
+    for make in [CASES["classifier"]]:
+        agent = make()
+        agent.runs_dir = str(tmp_path_factory.mktemp("warm"))
+        if isinstance(agent, Supervised):
+            agent.epochs = 1
+        else:
+            agent.total_timesteps = 1
+        agent.train()
 
 
 def attempt(agent, folder, spoil):
@@ -59,12 +76,24 @@ def attempt(agent, folder, spoil):
     return child
 
 
-def finished(make, folder, moments, spoil=lambda: None):
-    """Attempts until one ends by itself; all before it are killed. The steps at which they began."""
-    for moment in moments:
+def finished(make, folder, kills=(), spoil=lambda: None):
+    """Attempts until one ends by itself; all before it are killed. The steps at which they began.
+
+    Args:
+        make: gives the agent.
+        folder: of the runs.
+        kills: for each attempt to be killed, after how many checkpoints of its own, and how many seconds more.
+        spoil: called in each child before it begins.
+    """
+    last = folder / "it" / "checkpoints" / "last"
+    for checkpoints, seconds in kills:
         child = attempt(make(), folder, spoil)
-        child.join(moment)
-        os.kill(child.pid, signal.SIGKILL)
+        seen = {os.readlink(last) if last.is_symlink() else ""}
+        while len(seen) <= checkpoints and child.is_alive():
+            seen.add(os.readlink(last) if last.is_symlink() else "")
+            time.sleep(0.001)
+        time.sleep(seconds)
+        child.kill()
         child.join()
         if child.exitcode == 0:
             break
@@ -99,7 +128,8 @@ def outcome(folder):
     events = EventAccumulator(str(folder / "it"), size_guidance={"scalars": 0})
     events.Reload()
     curves = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        # What follows training, at its last step, is written again by who finds it finished.
+        tag: sorted({(event.step, event.value) for event in events.Scalars(tag)})
         for tag in events.Tags()["scalars"]
         if tag != "time/fps"
     }
@@ -107,12 +137,14 @@ def outcome(folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_runs_go_on_as_if_nothing_had_been(name, tmp_path, fault_seed, kills=4):
+def test_killed_runs_go_on_as_if_nothing_had_been(name, tmp_path, fault_seed):
+    killed_and_compared(name, tmp_path, fault_seed, kills=4)
+
+
+def killed_and_compared(name, tmp_path, fault_seed, kills):
     make = CASES[name]
-    begun = time.monotonic()
-    assert finished(make, tmp_path / "whole", []) == [0]
-    seconds = time.monotonic() - begun
-    moments = [fault_seed.uniform(0.1, 0.7) * seconds for _ in range(kills)]
+    assert finished(make, tmp_path / "whole") == [0]
+    moments = [(fault_seed.randrange(1, 7), fault_seed.uniform(0, 0.05)) for _ in range(kills)]
     steps = finished(make, tmp_path / "parts", moments)
     assert steps[-1] > 0, "nothing was resumed"
     assert steps == sorted(steps)
@@ -127,7 +159,7 @@ def test_killed_runs_go_on_as_if_nothing_had_been(name, tmp_path, fault_seed, ki
 def test_again_and_again(name, number, tmp_path, fault_seed):
     for _ in range(number):
         fault_seed.random()
-    test_killed_runs_go_on_as_if_nothing_had_been(name, tmp_path, fault_seed, kills=6)
+    killed_and_compared(name, tmp_path, fault_seed, kills=6)
 
 
 @pytest.mark.parametrize("left_out", ["actions", "environments", "order", "optimizer"])
@@ -136,7 +168,7 @@ def test_what_is_left_out_makes_a_difference(left_out, tmp_path, fault_seed):
     name = "classifier" if left_out == "order" else "ppo with memory"
 
     def spoil():
-        from pgce import fitting, optimizer, policy_gradient, rollout
+        from pgce import fitting, optimizer, rollout
 
         if left_out == "actions":
             restore = rollout.Collector.load_state_dict
@@ -154,8 +186,8 @@ def test_what_is_left_out_makes_a_difference(left_out, tmp_path, fault_seed):
         else:
             fitting.torch.Generator.set_state = lambda self, state: None
 
-    whole = finished(CASES[name], tmp_path / "whole", [])
-    steps = finished(CASES[name], tmp_path / "parts", [0.5, 0.5], spoil)
+    whole = finished(CASES[name], tmp_path / "whole")
+    steps = finished(CASES[name], tmp_path / "parts", [(3, 0.0), (3, 0.0)], spoil)
     assert whole == [0]
     assert steps[-1] > 0
     assert outcome(tmp_path / "whole") != outcome(tmp_path / "parts")
