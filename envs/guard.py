@@ -220,14 +220,12 @@ def action_fault(space: Space[Any], actions: Any, num_envs: int) -> str | None:
     if isinstance(space, Box):
         if array.dtype.kind not in "iuf":
             return f"they are numbers: they are of {array.dtype}"
-        slack = 1e-5 * np.maximum(1.0, np.abs(np.nan_to_num([space.low, space.high])))  # of rounding
-        if (
-            not np.isfinite(array).all()
-            or (array < space.low - slack[0]).any()
-            or (array > space.high + slack[1]).any()
-        ):
-            return f"they are in {space}: {array.tolist()}"
-        return None
+        low, high = space.low, space.high
+        if not ((low <= array) & (array <= high)).all():
+            slack = 1e-5 * np.maximum(1.0, np.abs(np.nan_to_num([low, high])))  # of rounding
+            low, high = low - slack[0], high + slack[1]
+        fine = ((low <= array) & (array <= high) & np.isfinite(array)).all()
+        return None if fine else f"they are in {space}: {array.tolist()}"
     if array.dtype.kind not in "iu" and not (array.dtype.kind == "b" and isinstance(space, MultiBinary)):
         return f"they are integers: they are of {array.dtype}"
     low, high = _bounds(space)
@@ -886,7 +884,7 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         """End the processes, in 5 seconds at most, and by force those that don't end by themselves."""
         alive = [i for i in range(self.num_envs) if i not in self._dead]
         patience = time.monotonic() + (_CLOSING if timeout is None else min(timeout, _CLOSING))
-        if terminate or self._state != AsyncState.DEFAULT:
+        if terminate or (self._state != AsyncState.DEFAULT and self._fault is None):
             patience = 0.0
         for i in alive:
             if patience:

@@ -189,7 +189,7 @@ def alone():
         assert members(process.pid) == []
         return output
 
-    started: list[subprocess.Popen[str]] = []
+    started = []
     run.start = start
     yield run
     for process in started:
@@ -547,13 +547,17 @@ gym.register("Bad-v0", Bad)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("does", "told"),
+    ("kind", "does", "told"),
     [
-        ("raise KeyError('lost')", "raised KeyError: 'lost'"),
-        ("return np.full(2, np.nan, np.float32), 1.0, False, False, {}", "not finite in float32: it has nan"),
-        ("return np.zeros(1, np.float32), 1.0, False, False, {}", "of shape (1,): (2,) is expected"),
+        ("sync", "raise KeyError('lost')", "raised KeyError: 'lost'"),
+        ("async", "raise KeyError('lost')", "raised KeyError: 'lost'"),
+        (
+            "sync",
+            "return np.full(2, np.nan, np.float32), 1.0, False, False, {}",
+            "not finite in float32: it has nan",
+        ),
+        ("async", "return np.zeros(1, np.float32), 1.0, False, False, {}", "of shape (1,): (2,) is expected"),
     ],
 )
 def test_by_script_a_fault_ends_with_70_and_says_where(repository, tmp_path, kind, does, told):
