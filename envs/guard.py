@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any, cast
 
 import gymnasium as gym
@@ -592,6 +593,8 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         self.parent_pipes: list[Any] = [None] * n
         self._stacks: list[Any] = [None] * n
         self._dead = set(range(n))
+        # Before multiprocessing, at the end of the program, waits for them.
+        Finalize(self, _kill, (self.processes,), exitpriority=10)
         self._poller = select.poll() if hasattr(select, "poll") else None
         self._pollers: dict[int, Any] = {}
         self._owner: dict[int, tuple[int, bool]] = {}  # of a file descriptor; whether it is a pipe's
@@ -890,11 +893,18 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
             if patience:
                 self._send(i, "close", None)
             else:
-                self.processes[i].terminate()
+                self.processes[i].kill()
         for i in alive:
             self.processes[i].join(max(patience - time.monotonic(), 0.2 / len(alive)))
         for i in alive:
             self._bury(i)
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        if process is not None:
+            with suppress(ValueError):  # it was closed
+                process.kill()
 
 
 class _Failed:
@@ -917,7 +927,9 @@ def _work(
     """One environment in a process of its own."""
     _end_with_parent(by_main)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # So may SIGTERM, and the one who trains has a last step to finish. Unlike an ignored signal, a handler
+    # is not inherited by programs that the environment starts, and that it may want to terminate.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, file=dumped.fileno(), all_threads=True)
     env: Any = None

@@ -258,6 +258,31 @@ def test_a_fault_of_a_later_episode_has_its_number(kind, mode):
     del gym.registry["pgce-test/Later-v0"]
 
 
+@pytest.mark.parametrize("what", VALUES)
+def test_where_all_environments_are_alike_at_fault_it_is_seen_too(what):
+    faulty("sync", "").close()
+    envs = make(ID, 1, vectorization="sync", what=what)
+    envs.reset(seed=[SEEDS[1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(4):
+            envs.step(np.zeros(1, int))
+        with pytest.raises(EnvironmentFault, match=VALUES[what][2]):
+            envs.step(np.zeros(1, int))
+
+
+def test_doubles_are_to_be_finite_in_float32_and_no_lists(monkeypatch):
+    monkeypatch.setattr(Faulty, "observation_space", spaces.Box(-np.inf, np.inf, (4,), np.float64))
+    monkeypatch.setattr(Faulty, "see", lambda self: np.full(4, self.time, np.float64))
+    for what in ("list", "float64", "nan"):
+        envs = make(ID, 1, vectorization="sync", what=what)
+        envs.reset(seed=[SEEDS[1]])
+        for _ in range(4):
+            assert envs.step(np.zeros(1, int))[0].dtype == np.float64
+        with pytest.raises(EnvironmentFault, match=r"of type list|not finite in float32"):
+            envs.step(np.zeros(1, int))
+
+
 def test_parts_are_looked_at():
     space = spaces.Dict({"a": spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiBinary(2)])})
     good = {"a": (3, np.array([0, 1], np.int8))}
@@ -481,31 +506,40 @@ def test_processes_end_with_a_trainer_that_is_killed(alone):
     assert all(map(gone, workers))
 
 
-def handlers_of_a_trainer():
-    """Handlers that set a flag, then environments: Ctrl-C leaves them be, and a hung one can be closed."""
+def handlers_of_a_trainer(first):
+    """Handlers that set a flag: signals to all leave the processes be, and a hung one can be closed."""
     seen = []
-    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    def handle():
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    if first:
+        handle()
     envs = faulty("async", "hang", at=3, step_timeout=None)
+    if not first:
+        handle()
     envs.step(np.zeros(3, int))
     os.killpg(0, signal.SIGINT)
-    assert (envs.step(np.zeros(3, int))[0] == 2).all(), "a step after Ctrl-C"
-    assert seen == [signal.SIGINT]
+    os.killpg(0, signal.SIGTERM)
+    assert (envs.step(np.zeros(3, int))[0] == 2).all(), "a step after the signals"
+    assert seen == [signal.SIGINT, signal.SIGTERM]
     envs.step_async(np.zeros(3, int))
     time.sleep(0.3)
     begun = time.monotonic()
     envs.close(terminate=True)
     assert time.monotonic() - begun < 5
     assert multiprocessing.active_children() == []
-    assert seen == [signal.SIGINT]
 
 
-def test_signals_to_the_trainer_leave_the_processes_be(alone):
-    alone(handlers_of_a_trainer)
+@pytest.mark.parametrize("first", [True, False])
+def test_signals_to_the_trainer_leave_the_processes_be(alone, first):
+    alone(handlers_of_a_trainer, first)
 
 
 def left_open():
-    envs = faulty("async", "hang", at=3, step_timeout=None)
+    global envs  # until the very end
+    envs = faulty("async", "deaf", at=3, step_timeout=None)
     envs.step(np.zeros(3, int))
     envs.step(np.zeros(3, int))
     envs.step_async(np.zeros(3, int))
