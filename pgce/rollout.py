@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -142,6 +142,16 @@ class Rollout:
         columns = {"action": self.action, **columns}
         laid = {name: self._laid(column) for name, column in columns.items()}
         return Batch(self._input(len(self.reward)), laid, self._laid(self.valid))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields but the head, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "head"}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], head: PolicyHead, device: torch.device) -> Rollout:
+        """The rollout whose `state_dict` that was."""
+        placed = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        return cls(head=head, **placed)
 
     def _input(self, steps: int) -> Input:
         """What a network is called with, of the first observations."""

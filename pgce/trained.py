@@ -35,7 +35,8 @@ class TrainedAgent:
 
     Raises:
         FileNotFoundError: the folder holds no trained agent.
-        ValueError: its settings are damaged, or its environment cannot be made.
+        ValueError: its settings or, as a CheckpointError, its weights are damaged or do not fit, or its
+            environment cannot be made.
 
     Example:
         >>> import tempfile, gymnasium, pgce
@@ -51,7 +52,7 @@ class TrainedAgent:
     """
 
     def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
-        from pgce.checkpoint import load_tensors
+        from pgce.checkpoint import check_like, load_tensors
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
         from pgce.rollout import Collector
@@ -79,6 +80,7 @@ class TrainedAgent:
             self.model = actor_critic(self._settings, one, critic=critic)
             how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
             self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
+        check_like(str(path / "model.safetensors"), tensors, self.model.state_dict())
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
         self._state: Tensor | None = None
