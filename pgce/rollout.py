@@ -40,7 +40,7 @@ class Rollout:
         terminated: (T, N), bool: the episode reached a true end with this step.
         truncated: (T, N), bool: the episode was cut after this step.
         valid: (T, N), bool. False marks the rows that are no transition: where an environment used the step
-            to reset itself and ignored the action (NEXT_STEP).
+            to reset itself and ignored the action (NEXT_STEP), or failed and was made anew.
         final_index: (M,), the rows t · N + n of episodes' ends whose next observation is not
             `observation[t + 1]`, because that is already the next episode's first (SAME_STEP, DISABLED).
         final_observation: (M, D), the true next observations of those rows.
@@ -91,7 +91,7 @@ class Rollout:
     @property
     def first_episode(self) -> Tensor:
         """(T, N), bool: the rows of each environment's first episode in this rollout."""
-        done = (self.terminated | self.truncated) & self.valid
+        done = self.terminated | self.truncated
         return self.valid & ((done.cumsum(0) - done.long()) == 0)
 
     def cross_entropy_under(self, policy: Policy) -> Tensor:
@@ -106,7 +106,7 @@ class Rollout:
 
         −1 where the episode has not ended.
         """
-        done = (self.terminated | self.truncated) & self.valid
+        done = self.terminated | self.truncated
         number = done.flatten().cumsum(0).view_as(done) - 1
         result = torch.full_like(number, -1)
         follows = result[0]
@@ -265,6 +265,7 @@ class Collector:
         logits: list[Tensor] = []
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
+        lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         rows = observation.unbind(0)
         first = np.empty((steps + 1, n), np.bool_)
@@ -283,6 +284,8 @@ class Collector:
                     self._actions.decode(action[t])
                 )
                 done = terminated[t] | truncated[t]
+                if "env_restarted" in info:
+                    lost[t] = info["env_restarted"]
                 if self.mode != AutoresetMode.NEXT_STEP and done.any():
                     ended = done.nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
@@ -306,7 +309,7 @@ class Collector:
         self._observation, self._first, self._state = rows[steps], first[steps], states[-1]
         done = terminated | truncated
         # A step that resets an environment is no transition.
-        valid = ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else np.ones_like(done)
+        valid = ~lost & ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
