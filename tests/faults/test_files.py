@@ -394,6 +394,24 @@ def test_no_file_of_a_run_runs_code(name, run, copied, pickles):
             pgce.load(folder)
 
 
+def test_a_run_s_settings_import_nothing(run, copied, tmp_path, monkeypatch):
+    module = tmp_path / "written_by_another.py"
+    module.write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'marker')!r}).touch(); raise ImportError"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = copied(run)
+    settings = json.loads((folder / "config.json").read_bytes())
+    settings |= {"env_id": "written_by_another:Env-v0", "allow_import": True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="names a module, whose code would be run"):
+        pgce.load(folder)
+    assert not (tmp_path / "marker").exists()
+    with contextlib.suppress(Exception):
+        pgce.load(folder, allow_import=True)
+    assert (tmp_path / "marker").exists()  # so the module could have run
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
 def test_no_data_file_runs_code(suffix, tmp_path, pickles):
     if suffix != ".npz":
