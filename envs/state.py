@@ -1,9 +1,9 @@
 """The state of environments, so that a run that was stopped can go on as if it had not been.
 
-Gymnasium has no such thing. What is saved here is plain data only: an environment's numbers, strings, arrays and
-generators, its wrappers' and its vector's, unless it has `get_state()` and `set_state(state)` of its own. An
-environment that holds anything else (a physics engine, say) cannot be saved; and whether one that can be saved
-goes on exactly is tried, not believed: see `exactness`.
+Gymnasium has no such thing. What is saved here is plain data only: an environment's numbers, strings, arrays
+and generators, its wrappers' and its vector's, unless it has `get_state()` and `set_state(state)` of its own.
+An environment that holds anything else (a physics engine, say) cannot be saved; and whether one that can be
+saved goes on exactly is tried, not believed: see `exactness`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +23,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 __all__ = ["exactness", "get_state", "set_state"]
 
 Envs = VectorEnv[Any, Any, Any]
-_CONSTANT = (gym.Space, EnvSpec, Enum, type, partial)
+_CONSTANT = (gym.Space, EnvSpec, Enum, type, np.dtype)
 _NUMBERS = (type(None), bool, int, float, str, np.generic)
 
 
@@ -45,7 +44,8 @@ def get_state(envs: Envs) -> dict[str, Any]:
     """
     if isinstance(envs, AsyncVectorEnv):
         raise ValueError(f"environments in other processes cannot be saved: {envs}")
-    return _saved(envs, type(envs.unwrapped).__name__)
+    state: dict[str, Any] = _saved(envs, type(envs.unwrapped).__name__)
+    return state
 
 
 def set_state(envs: Envs, state: Mapping[str, Any]) -> None:
@@ -68,8 +68,8 @@ def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
         steps: to compare after the restoration.
 
     Returns:
-        "exact" if all that the two gave was equal bit for bit; else "reseeded": in a run that is resumed, new
-        episodes begin, with seeds that no attempt before had.
+        "exact" if all that the two gave was equal bit for bit; else "reseeded": in a run that is resumed,
+        new episodes begin, with seeds that no attempt before had.
 
     Example:
         >>> import pgce.envs
@@ -140,14 +140,16 @@ def _environments(items: Any) -> bool:
 
 
 def _restore(thing: Any, state: Any, name: str) -> Any:
-    """What `thing` becomes by a saved state: itself, changed, where it can be, so that views of it see it too."""
+    """What `thing` becomes by a saved state: itself, changed, where it can be, for what shares it."""
     if isinstance(thing, (gym.Env, VectorEnv)):
         if "own" in state:
-            thing.set_state(state["own"])
+            own_setter: Any = thing
+            own_setter.set_state(state["own"])
             return thing
         own = dict(_changing(vars(thing)))
         if own.keys() != state.keys():
-            raise ValueError(f"the state is of another environment: {name} has {sorted(own.keys() ^ state.keys())}")
+            other = sorted(own.keys() ^ state.keys())
+            raise ValueError(f"the state is of another environment: only one {name} has {other}")
         for key, value in state.items():
             setattr(thing, key, _restore(own[key], value, f"{name}.{key}"))
         return thing
@@ -162,7 +164,8 @@ def _restore(thing: Any, state: Any, name: str) -> Any:
         return state.copy()
     if isinstance(thing, (list, tuple, deque)) and isinstance(state, list):
         if len(thing) == len(state):
-            restored = [_restore(item, value, f"{name}[{n}]") for n, (item, value) in enumerate(zip(thing, state, strict=True))]
+            pairs = enumerate(zip(thing, state, strict=True))
+            restored = [_restore(item, value, f"{name}[{n}]") for n, (item, value) in pairs]
         else:
             restored = list(state)
         if isinstance(thing, list):
@@ -186,4 +189,6 @@ def _equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     if isinstance(one, np.ndarray) and one.dtype == object:
         return all(map(_equal, one.tolist(), other.tolist()))
-    return bool(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f"))
+    return bool(
+        np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
+    )

@@ -345,8 +345,8 @@ def load_files(folder: Path, step: int | None = None) -> dict[str, bytes]:
         step: what the manifest must say; only a checkpoint has one.
 
     Raises:
-        CheckpointError: a file is damaged, a link, or too large.
-        OSError: a file is not there, or cannot be read.
+        CheckpointError: a file is damaged, missing, a link, or too large.
+        OSError: the manifest is not there, or a file cannot be read.
 
     Example:
         See `save_files`.
@@ -474,7 +474,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -643,7 +643,12 @@ def _write(path: Path, content: bytes) -> None:
 
 def _read(path: Path, size: int | None) -> bytes:
     """A file's content, which has `size` bytes; None: few."""
-    info = path.lstat()
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        if size is None:
+            raise
+        raise CheckpointError(f"{path} is missing") from None
     if not stat.S_ISREG(info.st_mode):
         raise CheckpointError(f"{path} is refused: it is a link, or no file")
     if size is None and info.st_size > _MANIFEST_LIMIT:

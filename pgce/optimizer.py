@@ -220,10 +220,9 @@ class Optimizer:
                 raise CheckpointError(f"a gradient scaler's numbers are finite: its state is {scaler!r}")
             self._scaler.load_state_dict(dict(scaler))
         groups = self.torch_optimizer.state_dict()["param_groups"]
-        entries = {int(n): _copied(told[n]) for n in told}
-        self.torch_optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        for n, own_average in enumerate(self._average):
-            own_average.copy_(average[str(n)])
+        kept = {int(n): _copied(told[n]) for n in told}
+        self.torch_optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self._average = [average[str(n)].to(own, copy=True) for n, own in enumerate(self._average)]
         self.progress, self.steps, self.skipped, self.grad_norm = progress, steps, skipped, grad_norm
 
     def _state_after_a_step(self) -> dict[str, dict[str, Tensor]]:

@@ -39,7 +39,6 @@ __all__ = ["ActorCriticAgent", "Agent", "Minibatched"]
 Envs = VectorEnv[Any, Any, Any]
 _LEVELS = {
     "exact": "exactly as if it had not been stopped",
-    "episodes": "with new episodes in the environments, whose state cannot be saved",
     "reseeded": "with new episodes and seeds in the environments, whose state cannot be saved",
 }
 After = Callable[[int, float], bool | None]
@@ -89,6 +88,10 @@ class Agent(Learner):
     """Steps in each environment a rollout (T)."""
     vectorization: Vectorization = "auto"
     """How environments are stepped together; auto takes a native vector environment where there is one."""
+    step_timeout: float | None = 60.0
+    """Seconds that environments in other processes have for a step; None is for ever."""
+    env_restarts: int = 0
+    """How often an environment that fails is made anew, its episode cut, before the run ends."""
     allow_import: bool = False
     """Permit ids of the form module:Env-v0, whose module is imported and so run."""
     gamma: float = 0.99
@@ -394,12 +397,18 @@ def _train_agent(agent: Agent, after: After | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
-    options: dict[str, Any] = {"vectorization": agent.vectorization, "allow_import": agent.allow_import}
+    options = _options(agent)
     with closing(envs.make(agent.env_id, agent.num_envs, **options)) as train_envs:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, agent.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
             return _Training(agent, train_envs, eval_envs, after)()
+
+
+def _options(agent: Agent) -> dict[str, Any]:
+    """How an agent's environments are made."""
+    names = "vectorization", "allow_import", "step_timeout", "env_restarts"
+    return {name: getattr(agent, name) for name in names}
 
 
 class _Training:
@@ -493,8 +502,7 @@ class _Training:
     def level(self) -> str:
         """How exactly the environments can be resumed."""
         agent = self.agent
-        options: dict[str, Any] = {"vectorization": agent.vectorization, "allow_import": agent.allow_import}
-        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
+        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **_options(agent)))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on as if it had not been stopped: plain data and tensors."""
@@ -504,7 +512,7 @@ class _Training:
             "model": self.model.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
-            "collector": self.collector.state_dict(),
+            "collector": self.collector.state_dict(environments=self.level == "exact"),
             "kept": [rollout.state_dict() for rollout in self.kept],
             "recent": [list(episode) for episode in self.recent],
             "steps": self.steps,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
+from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
@@ -150,7 +151,7 @@ class Rollout:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], head: PolicyHead, device: torch.device) -> Rollout:
         """The rollout whose `state_dict` that was."""
-        placed = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        placed: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
         return cls(head=head, **placed)
 
     def _input(self, steps: int) -> Input:
@@ -332,6 +333,52 @@ class Collector:
             first=self._place(first) if self.state_size else None,
             state=torch.stack(states) if self.state_size else None,
         )
+
+    def state_dict(self, *, environments: bool = True) -> dict[str, Any]:
+        """All that the next rollout depends on but the policy, as nested plain data and tensors.
+
+        Args:
+            environments: save their state too; else they will be reset.
+
+        Raises:
+            ValueError: the environments' state cannot be saved.
+        """
+        return {
+            "environments": get_state(self.envs) if environments else None,
+            "observation": self._observation,
+            "resetting": self._resetting,
+            "first": self._first,
+            "memory": self._state,
+            "return": self._return,
+            "length": self._length,
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, reseed: int = 0) -> None:
+        """Go on from what `state_dict` told.
+
+        Args:
+            state: of environments and a policy of the same kind.
+            reseed: for environments whose state was not saved: new episodes begin.
+
+        Raises:
+            ValueError: the state is of other environments.
+        """
+        if state["environments"] is None:
+            self.reset(reseed)
+        else:
+            if state["observation"].shape != self._observation.shape:
+                raise ValueError(
+                    f"observations were of shape {tuple(state['observation'].shape)}: "
+                    f"they are {tuple(self._observation.shape)}"
+                )
+            set_state(self.envs, state["environments"])
+            self._observation = state["observation"].to(self.device)
+            self._state = state["memory"].to(self.device)
+            self._resetting, self._first = state["resetting"], state["first"]
+            self._return, self._length = state["return"], state["length"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
 
     def act(
         self,

@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
+from pgce.envs.guard import EnvironmentFault
 from pgce.folders import Lock, differences, named, stamped
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 __all__ = ["Learner", "Run", "cpu_threads", "main", "train_or_exit"]
 
 
-_STOPS = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
+_STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
 _UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
 _MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
 """What may differ from the run that is resumed: it does not change what is learned."""
@@ -352,8 +353,9 @@ def main(learner: type[Any], description: str | None) -> None:
     """The command line of a learner: its settings as flags, then its run, or one a seed.
 
     Exits with 0; 130 after Ctrl-C and 143 after SIGTERM, with everything saved; 2 for a bad setting or
-    environment, 70 for training that stopped being finite, 74 for an input/output error, also of a checkpoint
-    while training went on. Of several runs, the first that fails is the last.
+    environment, 70 for training that stopped being finite or an environment that failed, 74 for an
+    input/output error, also of a checkpoint while training went on. Of several runs, the first that fails is
+    the last.
     """
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
     default = flags.from_words(sys.argv[1:]) if hasattr(flags, "from_words") else None
@@ -376,9 +378,10 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
     """Train: the exit code, and the result."""
     try:
         run = settings.train()
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 70 if isinstance(error, FloatingPointError) else 74 if isinstance(error, OSError) else 2, {}
+    except (ValueError, ImportError, FloatingPointError, OSError, EnvironmentFault) as error:
+        print(f"error: {error}\n{getattr(error, 'trace', '')}".rstrip(), file=sys.stderr)
+        failed = isinstance(error, (FloatingPointError, EnvironmentFault))
+        return 70 if failed else 74 if isinstance(error, OSError) else 2, {}
     stopped = {"interrupt": 130, "terminate": 143}.get(run.result["stopped"], 0)
     return stopped or (74 if run.result["failed_saves"] else 0), run.result
 

@@ -82,12 +82,15 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     return path
 
 
-def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier | Regressor | TrainedAgent:
+def load(
+    folder: str | Path, *, module: nn.Module | None = None, allow_import: bool = False
+) -> Classifier | Regressor | TrainedAgent:
     """The estimator that `save` wrote, or the agent that a run left.
 
     Args:
         folder: with estimator.json and model.safetensors, or the run of an agent.
         module: a network like the one that was trained, where that was one's own.
+        allow_import: of an agent's environment, see `TrainedAgent`.
 
     Raises:
         FileNotFoundError: the folder holds neither.
@@ -99,7 +102,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier |
     """
     path = Path(folder)
     if (path / "config.json").is_file() and not (path / _SETTINGS).is_file():
-        return TrainedAgent(path)
+        return TrainedAgent(path, allow_import=allow_import)
     files = load_files(path)
     try:
         content, model = json.loads(files[_SETTINGS]), files[_MODEL]

@@ -28,6 +28,8 @@ class TrainedAgent:
     Args:
         folder: of the run.
         device: where the policy computes.
+        allow_import: permit an environment's id of the form `module:Env-v0`, for which the module is imported
+            and so run. What the run was allowed does not count: its files may be another's.
 
     Attributes:
         model: the networks.
@@ -51,7 +53,7 @@ class TrainedAgent:
         True
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+    def __init__(self, folder: str | Path, *, device: str = "cpu", allow_import: bool = False) -> None:
         from pgce.checkpoint import check_like, load_tensors
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
@@ -72,7 +74,7 @@ class TrainedAgent:
         tensors = load_tensors(path / "model.safetensors")
         self.env_id = self._settings.env_id
         self.device = resolve_device(device)
-        self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        self._options: dict[str, Any] = {"allow_import": allow_import}
         if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
             self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:

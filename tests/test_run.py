@@ -26,7 +26,7 @@ from pgce.metrics import interquartile_mean
 from pgce.run import main, train_or_exit
 
 PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
-CLASSIFIER_FILES = ["estimator.json", *PROJECTOR]
+CLASSIFIER_FILES = ["estimator.json", "manifest.json", *PROJECTOR]
 FILES = [
     "attempts.json",
     "command.txt",

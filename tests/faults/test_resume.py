@@ -11,6 +11,7 @@ import os
 import signal
 import time
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
 
 FORK = multiprocessing.get_context("fork")
-QUICK = {"quiet": True, "device": "cpu", "checkpoint_every": 0.0, "stop_at_threshold": False}
+QUICK: dict[str, Any] = {"quiet": True, "device": "cpu", "checkpoint_every": 0.0, "stop_at_threshold": False}
 # fmt: off
 CASES = {
     "reinforce": lambda: Reinforce(
@@ -52,7 +53,7 @@ CASES = {
 @pytest.fixture(scope="module", autouse=True)
 def _warm(tmp_path_factory):
     """Everything is imported before the first fork."""
-    for make in [CASES["classifier"]]:
+    for make in CASES.values():
         agent = make()
         agent.runs_dir = str(tmp_path_factory.mktemp("warm"))
         if isinstance(agent, Supervised):
@@ -82,7 +83,7 @@ def finished(make, folder, kills=(), spoil=lambda: None):
     Args:
         make: gives the agent.
         folder: of the runs.
-        kills: for each attempt to be killed, after how many checkpoints of its own, and how many seconds more.
+        kills: of each attempt to be killed, the checkpoints it makes before, and seconds after the last.
         spoil: called in each child before it begins.
     """
     last = folder / "it" / "checkpoints" / "last"
