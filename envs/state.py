@@ -60,8 +60,8 @@ def set_state(envs: Envs, state: Mapping[str, Any]) -> None:
 def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
     """How a run in such environments can be resumed.
 
-    Two of them are made. One is stepped at random, saved, and stepped further; the other is restored from what
-    was saved, and given the same actions.
+    Two of them are made. One is stepped at random, saved, and stepped further; the other is restored from
+    what was saved, and given the same actions.
 
     Args:
         make: gives a new vector environment.

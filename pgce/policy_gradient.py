@@ -432,9 +432,7 @@ class _Training:
         from pgce.trainer import Trainer
 
         self.agent, self.evaluated = agent, evaluated
-        self.current = copy.copy(
-            agent
-        )  # its scheduled settings change; one for all the run, which may have a state
+        self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
         self.head = actions(train_envs.single_action_space, agent.continuous).head
@@ -544,7 +542,7 @@ class _Training:
         self.collector.load_state_dict(state["collector"], reseed=int(fresh.generate_state(1)[0]))
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
-        self.recent.extend((float(total), int(length)) for total, length in state["recent"])
+        self.recent.extend(map(tuple, state["recent"]))
         self.steps, self.round = state["steps"], state["round"]
         self.stopped = state["stopped"] if state["stopped"] in ("budget", "threshold", "after") else "budget"
         self.epoch, self.batch = state["epoch"], state["batch"]
@@ -602,7 +600,9 @@ class _Training:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             rollout = collector.collect()
             self.steps += rollout.steps
-            self.recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
+            self.recent.extend(
+                zip(rollout.episode_return.tolist(), rollout.episode_length.tolist(), strict=True)
+            )
             self.seen = rollout.observation[:-1][rollout.valid]
             if self.steps == rollout.steps:
                 self._normalize()  # the policy hardly looks yet
