@@ -34,12 +34,12 @@ def get_state(envs: Envs) -> dict[str, Any]:
         ValueError: it holds something that is no plain data, by its name; or runs in other processes.
 
     Example:
-        >>> import pgce.envs
+        >>> import numpy as np, pgce.envs
         >>> from pgce.envs.state import get_state, set_state
         >>> envs, others = (pgce.envs.make("CartPole-v1", 2) for _ in range(2))
         >>> _ = pgce.envs.reset(envs, 1), pgce.envs.reset(others, 2)
         >>> set_state(others, get_state(envs))
-        >>> bool((envs.step([0, 1])[0] == others.step([0, 1])[0]).all())
+        >>> bool((envs.step(np.array([0, 1]))[0] == others.step(np.array([0, 1]))[0]).all())
         True
     """
     if isinstance(envs, AsyncVectorEnv):
