@@ -107,7 +107,9 @@ class BC(Minibatched):
 
     def acting(self, model: ActorCritic) -> nn.Module:
         """The expert's policy."""
-        return TrainedAgent(self.expert).model.policy if self.expert else model.policy
+        if not self.expert:
+            return model.policy
+        return TrainedAgent(self.expert, allow_import=self.allow_import).model.policy
 
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
         """Minibatches of the rollout, epoch after epoch; or of one epoch of the data."""

@@ -113,17 +113,17 @@ def _train(settings: Supervised) -> Run:
                 + ("" if regresses else f", {data.classes} classes"),
                 folder=str(run.path),
             )
-            stack.enter_context(run.logger)
+            stack.enter_context(run)
             stack.enter_context(run.training(settings.epochs * len(data.train_labels), "examples"))
             return run.logger
 
         def after(row: dict[str, float], report: Report) -> bool:
             run.bar.update(int(row["examples"]), f"held-out loss {row['val_loss']:.3f}")
-            return run.interrupted
+            return bool(run.interrupted)
 
         # What early stopping looks at is held out of the training data, not tested on.
         validation = None if settings.early_stopping else held_out
-        estimator.log = begin
+        estimator.log, estimator.checkpoints = begin, lambda: run.checkpoints
         estimator.fit(data.train_inputs, data.train_labels, validation=validation, after=after)
         history = estimator.history_
         scores = estimator.evaluate(*held_out)
@@ -137,7 +137,7 @@ def _train(settings: Supervised) -> Run:
         "data": settings.data,
         "examples": step,
         "steps": int(history["steps"][-1]),
-        "stopped": "interrupt" if run.interrupted else history.stopped.replace("epochs", "budget"),
+        "stopped": run.interrupted or history.stopped.replace("epochs", "budget"),
         **{f"test_{name}": score for name, score in scores.items()},
         "train_seconds": round(history["seconds"][-1], 3),
     }

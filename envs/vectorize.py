@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,8 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+from pgce.envs.guard import GuardedAsyncVectorEnv, GuardedSyncVectorEnv
 
 __all__ = ["EnvPoolVectorEnv", "Vectorization", "make", "reset", "spawn_seeds"]
 
@@ -44,6 +47,8 @@ def make(
     vectorization: Vectorization = "auto",
     autoreset_mode: AutoresetMode | str | None = None,
     allow_import: bool = False,
+    step_timeout: float | None = 60.0,
+    env_restarts: int = 0,
     **kwargs: Any,
 ) -> VectorEnv[Any, Any, Any]:
     """A vector environment of `num_envs` copies of a registered environment.
@@ -59,6 +64,9 @@ def make(
         autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
             value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
         allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
+        step_timeout: seconds that a step or reset may take by "async"; None is no limit.
+        env_restarts: how many environments that fail by "sync" and "async" are made anew, all together;
+            0 raises the first fault.
         kwargs: for the environment.
 
     Returns:
@@ -67,6 +75,8 @@ def make(
     Raises:
         ValueError: an unknown id, vectorization or autoreset mode, or one that the environment cannot give;
             a number of environments below 1; or an id with a module.
+        pgce.envs.guard.EnvironmentFault: by "async", an environment that can't be made in its process; by
+            "sync" and "async" also from reset and step.
         ImportError: the module, or a package that the environment needs, is not there.
 
     Example:
@@ -81,6 +91,10 @@ def make(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"there is a whole number of environments, at least 1: num_envs is {num_envs!r}")
+    if step_timeout is not None and not step_timeout > 0:
+        raise ValueError(f"step_timeout is above 0, in seconds, or None: it is {step_timeout}")
+    if isinstance(env_restarts, bool) or not isinstance(env_restarts, int) or env_restarts < 0:
+        raise ValueError(f"env_restarts is a whole number, at least 0: it is {env_restarts!r}")
     if vectorization not in get_args(Vectorization):
         raise ValueError(
             f"vectorization is one of {', '.join(get_args(Vectorization))}: it is {vectorization!r}"
@@ -99,7 +113,7 @@ def make(
         if vectorization == "envpool":
             envs: VectorEnv[Any, Any, Any] = EnvPoolVectorEnv(name, num_envs, **kwargs)
         else:
-            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs)
+            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, step_timeout, env_restarts)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
     made = envs.metadata.get("autoreset_mode")
@@ -186,6 +200,8 @@ def _make(
     vectorization: Vectorization,
     autoreset_mode: AutoresetMode | None,
     kwargs: dict[str, Any],
+    step_timeout: float | None,
+    env_restarts: int,
 ) -> VectorEnv[Any, Any, Any]:
     missing = f"{spec.id} has no vector version of its own"
     if spec.vector_entry_point is None and vectorization in ("auto", "vector_entry_point"):
@@ -215,7 +231,20 @@ def _make(
             f"{spec.id} has only a vector version of its own, no single one to vectorise by {mode}: "
             f"vectorization is {vectorization}, autoreset_mode {autoreset_mode}"
         )
-    return gym.make_vec(spec, num_envs, mode, vector_kwargs=chosen, **kwargs)
+    singles = [partial(gym.make, spec, **kwargs)] * num_envs
+    guard: dict[str, Any] = {
+        "autoreset_mode": autoreset_mode or AutoresetMode.NEXT_STEP,
+        "restarts": env_restarts,
+    }
+    envs: VectorEnv[Any, Any, Any]
+    if mode == "async":
+        envs = GuardedAsyncVectorEnv(singles, spec.id, step_timeout=step_timeout, **guard)
+    else:
+        envs = GuardedSyncVectorEnv(singles, spec.id, **guard)
+    envs.spec = copy.deepcopy(spec)  # by which gymnasium.make_vec makes the like
+    more = {"num_envs": num_envs, "vectorization_mode": mode, **({"vector_kwargs": chosen} if chosen else {})}
+    envs.spec.kwargs = {**spec.kwargs, **kwargs, **more}
+    return envs
 
 
 def _with_vector_version(

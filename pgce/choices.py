@@ -11,6 +11,7 @@ __all__ = [
     "Network",
     "OptimizerName",
     "Precision",
+    "Resume",
     "Schedule",
     "Std",
     "check_choice",
@@ -23,6 +24,7 @@ Continuous = Literal["gaussian", "tanh", "beta"]
 Std = Literal["learned", "state", "fixed"]
 Network = Literal["auto", "impala", "transformer"]
 Memory = Literal["gru", "lstm"]
+Resume = Literal["auto", "never", "must"]
 Activation = Literal["relu", "silu", "tanh"]
 
 

@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from pgce import dashboards, heads, metrics, samplers, targets, weights
+from pgce.checkpoint import check_like
 from pgce.choices import Activation, OptimizerName, Schedule, check_choice
 from pgce.fitting import History, evaluate, fit, predict_proba
 from pgce.logger import Logger
@@ -78,6 +79,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     """Seed, or generator of one, of the network, the order of examples and what is held out."""
     log: Any = None
     """Folder to write TensorBoard events into, or a `pgce.logger.Logger`."""
+    checkpoints: Any = None
+    """Folder to save everything in while training, and to go on from if it holds a checkpoint."""
 
     def _checked(self, X: Any, *y: Any, reset: bool) -> Any:
         """Inputs, and where they are given targets, as scikit-learn checks them."""
@@ -159,6 +162,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             seed=seed,
             device=self.device,
             log=self.log,
+            checkpoints=self.checkpoints,
             after=after,
             **options,
         )
@@ -169,8 +173,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         """What `fit` found beside the network's weights, for `pgce.save`."""
         check_is_fitted(self)
         dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
-        names = ("n_features_in_", "feature_names_in_", *self._found)
-        found = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        found = {name: getattr(self, name) for name in self._names if hasattr(self, name)}
         return {**found, "_shape": self._shape, "_outputs": self._outputs, "_dtype": dtype}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -178,11 +181,19 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         state = dict(state)
         dtype = getattr(torch, state.pop("_dtype"))
         for name, value in state.items():
+            if name not in (*self._names, "_shape", "_outputs"):
+                raise KeyError(name)
             setattr(self, name, value)
         self.module_ = self._built(torch.zeros(1, *self._shape, dtype=dtype), self._outputs)
+        check_like("the saved network", tensors, self.module_.state_dict())
         self.module_.load_state_dict(tensors)
         self.module_.to(resolve_device(self.device))
         self.history_ = History()
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What `fit` may find, beside the network."""
+        return ("n_features_in_", "feature_names_in_", *self._found)
 
     def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
         """The network for such inputs."""

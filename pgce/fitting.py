@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pgce.checkpoint import Checkpoints, check_like
 from pgce.choices import OptimizerName, Precision, Schedule
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
@@ -89,6 +90,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     log: Logger | str | Path | Callable[[], Logger] | None = None,
+    checkpoints: str | Path | Callable[[], Checkpoints] | None = None,
     after: Callable[[dict[str, float], Report], bool | None] | None = None,
     **options: Any,
 ) -> History:
@@ -125,6 +127,9 @@ def fit(
         device: "auto", "cpu", "cuda", "mps".
         log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
             all is checked.
+        checkpoints: folder to save everything in, once a minute and at the end of an epoch; where it holds a
+            checkpoint, training goes on from that exactly as if it had not been stopped (a DataLoader with a
+            generator of its own starts that anew). Or a function that tells, called after `log`.
         after: called after every epoch with its row of the history and the report of its last whole batch;
             True ends training.
         options: what torch's optimizer of that name takes.
@@ -232,8 +237,9 @@ def fit(
             whole[:] = [report]
         return False
 
-    def finish(n: int, reports: dict[str, Report]) -> bool | None:
+    def finish(_: int, reports: dict[str, Report]) -> bool | None:
         nonlocal seen
+        n = len(history.epochs)
         seen += sum(sizes)
         loss = (torch.stack(losses).sum() / sum(sizes)).item()  # waits for the device: the epoch is over
         row = {
@@ -262,17 +268,56 @@ def fit(
                 _log(logger, row, whole[0])
             if after is not None and after(row, whole[0]):
                 history.stopped, stop = "after", True
+        ends = stop or n + 1 == epochs
+        if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
+            if logger is not None:
+                logger.flush()  # what was logged until a checkpoint is not lost after it
+            keeper.save(seen, state_dict())
         clock.start()
         return stop
+
+    def state_dict() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimizer": stack.state_dict(),
+            "history": asdict(history),
+            "best": best,
+            "seen": seen,
+            "seconds": clock.seconds,
+            "generator": generator.get_state(),
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(place) if place.type == "cuda" else None,
+        }
+
+    def load_state_dict(state: Mapping[str, Any]) -> None:
+        nonlocal seen
+        check_like("model", state["model"], model.state_dict())
+        model.load_state_dict(state["model"])
+        stack.load_state_dict(state["optimizer"])
+        history.epochs[:] = state["history"]["epochs"]
+        history.best_epoch, history.stopped = state["history"]["best_epoch"], state["history"]["stopped"]
+        best.update({name: value.to(place) for name, value in state["best"].items()})
+        seen, clock.seconds = state["seen"], state["seconds"]
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        if state["device_random"] is not None:
+            torch.cuda.set_rng_state(state["device_random"], place)
 
     if isinstance(log, (str, Path)):
         logger: Logger | None = Logger(Path(log))
     else:
         logger = log if log is None or isinstance(log, Logger) else log()
+    keeper: Checkpoints | None = None
+    if checkpoints is not None:
+        keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints))
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(seed)
+        if keeper is not None and keeper.found is not None:
+            load_state_dict(keeper.found.state)
+        done = epochs if history.stopped == "patience" else len(history.epochs)
+        history.stopped = "patience" if history.stopped == "patience" else "epochs"
         clock.start()
-        train(trainer, map(epoch, range(epochs)), stop=record, after=finish)
+        train(trainer, map(epoch, range(done, epochs)), stop=record, after=finish)
     if best:
         model.load_state_dict(best)
     else:
@@ -486,14 +531,14 @@ class _Clock:
     """Seconds between `start` and `stop`, added up."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self.seconds = 0.0
 
     def start(self) -> None:
         self._since = time.perf_counter()
 
     def stop(self) -> float:
-        self._seconds += time.perf_counter() - self._since
-        return self._seconds
+        self.seconds += time.perf_counter() - self._since
+        return self.seconds
 
 
 def _due(n: int, number: int) -> bool:

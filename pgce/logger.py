@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector import ProjectorConfig
 from torch import Tensor
@@ -94,6 +95,8 @@ class Logger:
         folder: of the run; None writes nothing.
         hyperparameters: shown in the HParams tab.
         metrics: tags whose last value the HParams tab shows.
+        resumed: the step from which a run goes on, whose folder has events: what they tell of later steps is
+            forgotten; −1 of all. None begins a run.
 
     Attributes:
         dropped: events that could not be written.
@@ -113,6 +116,7 @@ class Logger:
         folder: Path | None,
         hyperparameters: Mapping[str, Any] | None = None,
         metrics: list[str] | None = None,
+        resumed: int | None = None,
     ) -> None:
         self.dropped = 0
         self._folder = folder
@@ -120,10 +124,17 @@ class Logger:
         self._session_end: Summary | None = None
         if folder is None:
             return
-        self._guard(lambda: self._open(folder, hyperparameters or {}, metrics or []))
+        self._guard(lambda: self._open(folder, hyperparameters or {}, metrics or [], resumed))
 
-    def _open(self, folder: Path, hyperparameters: Mapping[str, Any], metrics: list[str]) -> None:
+    def _open(
+        self, folder: Path, hyperparameters: Mapping[str, Any], metrics: list[str], resumed: int | None
+    ) -> None:
+        if resumed is not None:
+            _make_older(folder)
         self._writer = FileWriter(str(folder))
+        # At every start but the first, TensorBoard forgets what it has of that step and later ones.
+        begun = Event(session_log=SessionLog(status=SessionLog.START))
+        self._writer.add_event(begun, 0 if resumed is None else resumed + 1)
         shown = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in hyperparameters.items()
@@ -273,6 +284,15 @@ class Logger:
                     RuntimeWarning,
                     stacklevel=4,
                 )
+
+
+def _make_older(folder: Path) -> None:
+    """Rename event files that, by a clock put back, would be read after those to come."""
+    files = sorted(folder.glob("events.out.tfevents.*"))
+    stamps = [path.name.split(".")[3] for path in files]
+    if stamps and stamps[-1] >= f"{time.time():010.0f}":
+        for number, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
+            path.rename(path.with_name(path.name.replace(stamp, f"{number:010d}", 1)))
 
 
 def _defined(tag: str) -> None:

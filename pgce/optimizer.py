@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pgce.checkpoint import CheckpointError, check_like
 from pgce.choices import OptimizerName, Precision, Schedule, check_choice
 
 __all__ = ["Optimizer", "resolve_device", "schedule_factor"]
@@ -101,6 +102,7 @@ class Optimizer:
         if name in _FUSED:
             options = {"fused": True, **options}
         self.torch_optimizer = _ALGORITHMS[name](self._flat, lr=learning_rate, **options)
+        self._options = options
         self.name = name
         self.schedule = schedule
         self.base_learning_rate = learning_rate
@@ -145,6 +147,92 @@ class Optimizer:
     def keep_average(self) -> None:
         """Make the moving average, if there is one, the parameters."""
         self._load(self._average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that updates leave beside the parameters, as nested plain data.
+
+        Settings are not in it, nor gradients, which between updates are zero.
+
+        Example:
+            >>> import torch
+            >>> from pgce.optimizer import Optimizer
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = Optimizer(model.parameters(), "adam", ema_decay=0.9)
+            >>> model(torch.ones(2)).sum().backward()
+            >>> optimizer.step()
+            >>> state = optimizer.state_dict()
+            >>> state["steps"], sorted(state["torch"]["0"])
+            (1, ['exp_avg', 'exp_avg_sq', 'step'])
+            >>> resumed = Optimizer(model.parameters(), "adam", ema_decay=0.9)
+            >>> resumed.load_state_dict(state)
+            >>> resumed.steps
+            1
+        """
+        state = self.torch_optimizer.state_dict()["state"]
+        return {
+            "name": self.name,
+            "progress": self.progress,
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "grad_norm": self.grad_norm,
+            "torch": {str(n): _copied(entries) for n, entries in state.items()},
+            "average": _copied(_numbered(self._average)),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: with the same parameters, the next updates are bit-equal.
+
+        Args:
+            state: of a stack with the same settings over parameters of the same shapes. Settings are this
+                stack's own.
+
+        Raises:
+            CheckpointError: the state is of another kind of stack, or not one, or not finite. All is as
+                before.
+        """
+        try:
+            name, told = state["name"], {n: dict(entries) for n, entries in state["torch"].items()}
+            steps, skipped = (_count(state[key]) for key in ("steps", "skipped"))
+            progress, grad_norm = float(state["progress"]), float(state["grad_norm"])
+            average, scaler = dict(state["average"]), state["scaler"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"this is no optimizer's state: {error!r}") from error
+        if name != self.name:
+            raise CheckpointError(f"the state of {name!r} does not fit the optimizer {self.name!r}")
+        if not 0 <= progress <= 1:
+            raise CheckpointError(f"progress of training lies in [0, 1]: it is {progress}")
+        check_like("averaged weights", average, _numbered(self._average))
+        expected = self._state_after_a_step() if steps else {}
+        if told.keys() != expected.keys():
+            raise CheckpointError(f"an optimizer's state has parts {[*expected]} here: it has {[*told]}")
+        for n, entries in expected.items():
+            check_like(f"optimizer state {n}", told[n], entries)
+        if (scaler is None) != (self._scaler is None):
+            raise CheckpointError(f"precision is {self.precision} here: the state is of another")
+        if self._scaler is not None:
+            own = self._scaler.state_dict()
+            if not (isinstance(scaler, Mapping) and scaler.keys() == own.keys()):
+                raise CheckpointError(f"a gradient scaler's state has {[*own]}: it is {scaler!r}")
+            if not all(
+                isinstance(value, (int, float)) and 0 <= value < math.inf for value in scaler.values()
+            ):
+                raise CheckpointError(f"a gradient scaler's numbers are finite: its state is {scaler!r}")
+            self._scaler.load_state_dict(dict(scaler))
+        groups = self.torch_optimizer.state_dict()["param_groups"]
+        kept = {int(n): _copied(told[n]) for n in told}
+        self.torch_optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self._average = [average[str(n)].to(own, copy=True) for n, own in enumerate(self._average)]
+        self.progress, self.steps, self.skipped, self.grad_norm = progress, steps, skipped, grad_norm
+
+    def _state_after_a_step(self) -> dict[str, dict[str, Tensor]]:
+        """What the torch optimizer keeps of each flat parameter once it made an update."""
+        like = [nn.Parameter(torch.zeros_like(flat)) for flat in self._flat]
+        for parameter in like:
+            parameter.grad = torch.zeros_like(parameter)
+        other = _ALGORITHMS[self.name](like, lr=self.base_learning_rate, **self._options)
+        other.step()
+        return {str(n): dict(entries) for n, entries in other.state_dict()["state"].items()}
 
     def _load(self, values: list[Tensor]) -> None:
         with torch.no_grad():
@@ -221,6 +309,20 @@ def _flatten(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[T
             view_of[parameter] = parameter.grad = gradient.view(parameter.shape)
         flats.append(flat)
     return flats, [view_of[p] for p in parameters]
+
+
+def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {str(n): tensor for n, tensor in enumerate(tensors)}
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a count is a whole number: it is {value!r}")
+    return value
 
 
 def schedule_factor(schedule: Schedule, progress: float) -> float:

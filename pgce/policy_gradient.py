@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, count
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
+from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization
 from pgce.run import Learner, Run, cpu_threads
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched"]
 
 Envs = VectorEnv[Any, Any, Any]
+_LEVELS = {
+    "exact": "exactly as if it had not been stopped",
+    "reseeded": "with new episodes and seeds in the environments, whose state cannot be saved",
+}
 After = Callable[[int, float], bool | None]
 
 
@@ -83,6 +88,10 @@ class Agent(Learner):
     """Steps in each environment a rollout (T)."""
     vectorization: Vectorization = "auto"
     """How environments are stepped together; auto takes a native vector environment where there is one."""
+    step_timeout: float | None = 60.0
+    """Seconds that environments in other processes have for a step; None is for ever."""
+    env_restarts: int = 0
+    """How often an environment that fails is made anew, its episode cut, before the run ends."""
     allow_import: bool = False
     """Permit ids of the form module:Env-v0, whose module is imported and so run."""
     gamma: float = 0.99
@@ -388,12 +397,18 @@ def _train_agent(agent: Agent, after: After | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
-    options: dict[str, Any] = {"vectorization": agent.vectorization, "allow_import": agent.allow_import}
+    options = _options(agent)
     with closing(envs.make(agent.env_id, agent.num_envs, **options)) as train_envs:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, agent.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
             return _Training(agent, train_envs, eval_envs, after)()
+
+
+def _options(agent: Agent) -> dict[str, Any]:
+    """How an agent's environments are made."""
+    names = "vectorization", "allow_import", "step_timeout", "env_restarts"
+    return {name: getattr(agent, name) for name in names}
 
 
 class _Training:
@@ -417,9 +432,7 @@ class _Training:
         from pgce.trainer import Trainer
 
         self.agent, self.evaluated = agent, evaluated
-        self.current = copy.copy(
-            agent
-        )  # its scheduled settings change; one for all the run, which may have a state
+        self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
         self.head = actions(train_envs.single_action_space, agent.continuous).head
@@ -450,9 +463,17 @@ class _Training:
         self.shuffle = torch.Generator().manual_seed(seeds[4])
         self.kept: deque[Rollout] = deque(maxlen=agent.kept)
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
-        self.steps, self.stopped = 0, "budget"
+        self.seen: Tensor | None = None  # observations that the normaliser is still to take in
+        self.steps, self.round, self.stopped = 0, 0, "budget"
+        self.epoch, self.batch = (
+            self.shuffle.get_state(),
+            0,
+        )  # of recorded examples: its order, what was taken
         self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"])
-        self._say(device)
+        with self.run.or_released():
+            if self.run.checkpoints.found is not None:
+                self.load_state_dict(self.run.checkpoints.found.state)
+            self._say(device)
 
     def _say(self, device: torch.device) -> None:
         """Tell what will be done."""
@@ -471,6 +492,72 @@ class _Training:
             stops=ends,
             folder=str(self.run.path),
         )
+        if self.run.attempt > 1:
+            how = f"at {self.steps:,} {self.unit}, the {self.run.attempt}. attempt"
+            self.run.say(resumes=f"{how}; {_LEVELS[self.level]}")
+
+    @cached_property
+    def level(self) -> str:
+        """How exactly the environments can be resumed."""
+        agent = self.agent
+        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **_options(agent)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not been stopped: plain data and tensors."""
+        import torch
+
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
+            "collector": self.collector.state_dict(environments=self.level == "exact"),
+            "kept": [rollout.state_dict() for rollout in self.kept],
+            "recent": [list(episode) for episode in self.recent],
+            "steps": self.steps,
+            "round": self.round,
+            "stopped": self.stopped,
+            "seconds": self.run.seconds,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "groups": self.groups.n_children_spawned,
+            "shuffle": self.shuffle.get_state(),
+            "random": torch.get_rng_state(),
+            "evaluation": self.evaluation.state_dict(),
+            "level": self.level,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` told."""
+        import torch
+
+        from pgce.checkpoint import check_like
+        from pgce.rollout import Rollout
+
+        check_like("model", state["model"], self.model.state_dict())
+        self.model.load_state_dict(state["model"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if self.agent.lag > 1:
+            self.acting.load_state_dict(state["acting"])
+        fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt,))
+        self.collector.load_state_dict(state["collector"], reseed=int(fresh.generate_state(1)[0]))
+        place = self.collector.device
+        self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
+        self.recent.extend(map(tuple, state["recent"]))
+        self.steps, self.round = state["steps"], state["round"]
+        self.stopped = state["stopped"] if state["stopped"] in ("budget", "threshold", "after") else "budget"
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
+        self.shuffle.set_state(state["shuffle"])
+        self.evaluation.load_state_dict(state["evaluation"])
+        self.run.restored(state["seconds"])
+        torch.set_rng_state(state["random"])  # last: what is built draws from it
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do in a run that is resumed."""
+        budget = self.agent.total_timesteps
+        piece = 1 if self.examples is not None else self.agent.num_envs * self.agent.num_steps
+        return self.stopped != "budget" or (self.steps > 0 and self.steps + piece > budget)
 
     @property
     def unit(self) -> str:
@@ -482,19 +569,24 @@ class _Training:
         from pgce.trainer import train
 
         agent, run, evaluation = self.agent, self.run, self.evaluation
-        with run.logger, run.training(agent.total_timesteps, self.unit):
-            rounds = self._rounds() if self.examples is None else self._epochs(self.examples)
-            train(self.trainer, rounds, stop=self.current.stop, after=self._after)
-            if self.stopped == "budget" and evaluation.steps < self.steps:
-                evaluation.solved(run, self.steps)
-        result = {"env_id": agent.env_id, "steps": self.steps, "stopped": self.stopped, **evaluation.result()}
-        ended = (
-            f"stopped ({self.stopped}) after {self.steps:,} {self.unit} and {run.seconds:.1f} s of training"
-        )
-        if evaluation.returns is not None:
-            score = f"{result['eval_mean']:.1f} ± {result['eval_std']:.1f}"
-            ended = f"mean return {score} over {result['eval_episodes']} evaluation episodes; {ended}"
-        run.finish(self.model, result, ended)
+        with run:
+            if run.checkpoints.found is None or not self.finished:
+                with run.training(agent.total_timesteps, self.unit):
+                    rounds = self._rounds() if self.examples is None else self._epochs(self.examples)
+                    train(self.trainer, rounds, stop=self.current.stop, after=self._after)
+                    if self.stopped == "budget" and evaluation.steps < self.steps:
+                        evaluation.solved(run, self.steps)
+                if run.checkpoints.final or run.interrupted:
+                    self._save()
+            scores = evaluation.result()
+            result = {"env_id": agent.env_id, "steps": self.steps, "stopped": self.stopped, **scores}
+            ended = (
+                f"stopped ({self.stopped}) after {self.steps:,} {self.unit}, {run.seconds:.1f} s of training"
+            )
+            if evaluation.returns is not None:
+                score = f"{scores['eval_mean']:.1f} ± {scores['eval_std']:.1f}"
+                ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
+            run.finish(self.model, result, ended)
         return run
 
     def _rounds(self) -> Iterator[Iterable[Batch]]:
@@ -508,10 +600,12 @@ class _Training:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             rollout = collector.collect()
             self.steps += rollout.steps
-            self.recent.extend(zip(rollout.episode_return, rollout.episode_length, strict=True))
-            seen = rollout.observation[:-1][rollout.valid]
+            self.recent.extend(
+                zip(rollout.episode_return.tolist(), rollout.episode_length.tolist(), strict=True)
+            )
+            self.seen = rollout.observation[:-1][rollout.valid]
             if self.steps == rollout.steps:
-                self._normalize(seen)  # the policy hardly looks yet
+                self._normalize()  # the policy hardly looks yet
             if model.reward_scale is not None:
                 done = rollout.terminated | rollout.truncated
                 reward = model.reward_scale(rollout.reward, done, rollout.valid)
@@ -519,28 +613,37 @@ class _Training:
             self.kept.append(rollout)
             batch = Batch.joined([current.prepare(each, model) for each in self.kept])
             yield current.batches(batch, self.shuffle) if batch.count else ()
-            if self.steps > rollout.steps:
-                self._normalize(seen)  # after the round: within it the policy's input stays the same
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
         """An epoch each, or less where an evaluation is due earlier."""
         agent = self.agent
         assert not isinstance(examples.input, dict)
-        self._normalize(examples.input)
+        if self.steps == 0:
+            self.seen = examples.input
+            self._normalize()
+        self._progress()
         size = min(len(examples), agent.eval_freq)
         batches: list[Batch] = []
-        begun = 0
-        for batch in chain.from_iterable(agent.batches(examples, self.shuffle) for _ in count()):
-            if self.steps and self.steps + len(batch) > agent.total_timesteps:
-                break
-            batches.append(batch)
-            self.steps += len(batch)
-            if self.steps >= begun + size:
-                yield batches
-                batches, begun = [], self.steps
-                self._progress()
-        if batches:
-            yield batches
+        begun = self.steps
+        self.shuffle.set_state(self.epoch)  # the order of the epoch that is under way
+        done = self.batch
+        while True:
+            self.epoch, self.batch = self.shuffle.get_state(), 0
+            for batch in agent.batches(examples, self.shuffle):
+                self.batch += 1
+                if self.batch <= done:
+                    continue
+                if self.steps and self.steps + len(batch) > agent.total_timesteps:
+                    if batches:
+                        yield batches
+                    return
+                batches.append(batch)
+                self.steps += len(batch)
+                if self.steps >= begun + size:
+                    yield batches
+                    batches, begun = [], self.steps
+                    self._progress()
+            done = 0
 
     def _progress(self) -> None:
         """Set what depends on how far the run is."""
@@ -549,26 +652,41 @@ class _Training:
             vars(self.current).update(self.agent.scheduled(progress))
             self.trainer.terms = self.current.terms(self.head)
 
-    def _normalize(self, seen: Tensor) -> None:
-        """Take observations (B, D) into the normaliser, whose features are the first of them."""
-        if self.model.normalize is not None:
-            self.model.normalize.update(seen[:, : len(self.model.normalize.mean)])
+    def _normalize(self) -> None:
+        """Take what was seen (B, D) into the normaliser, whose features are the first of it; once."""
+        if self.model.normalize is not None and self.seen is not None:
+            self.model.normalize.update(self.seen[:, : len(self.model.normalize.mean)])
+        self.seen = None
 
     def _after(self, n: int, reports: dict[str, Report]) -> bool:
-        """Log, evaluate, and say whether the run ends after round n."""
+        """Log, evaluate, save, and say whether the run ends after this round."""
+        agent, run = self.agent, self.run
+        self.round += 1
+        self._normalize()  # not within the round, in which the policy's input stays the same
+        if agent.lag > 1 and self.round % agent.lag == 0:
+            self.acting.load_state_dict(self.model.policy.state_dict())
+        if reports:  # some row of this round counted
+            self._log(reports)
+        self.stopped = run.interrupted or self.stopped
+        if run.checkpoints.due:
+            self._save()
+        return self.stopped != "budget"
+
+    def _save(self) -> None:
+        self.run.logger.flush()  # what was logged until a checkpoint is not lost after it
+        self.run.checkpoints.save(self.steps, self.state_dict())
+
+    def _log(self, reports: dict[str, Report]) -> None:
+        """Write what the round came to, and evaluate if it is time."""
         from pgce import metrics
 
         agent, run, evaluation = self.agent, self.run, self.evaluation
-        if agent.lag > 1 and (n + 1) % agent.lag == 0:
-            self.acting.load_state_dict(self.model.policy.state_dict())
-        if not reports:  # no row of this round counted
-            return run.interrupted
         values = {
             **metrics.summary(reports, self.trainer.terms),
             "train/learning_rate": self.trainer.optimizer.learning_rate,
             "train/grad_norm": self.trainer.optimizer.grad_norm,
             "time/fps": self.steps / run.seconds,
-            "time/epoch": n + 1 if self.examples is None else self.steps / len(self.examples),
+            "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
         }
         shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
         if self.recent:
@@ -582,9 +700,6 @@ class _Training:
                 self.stopped = "threshold"
             elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
                 self.stopped = "after"
-        if run.interrupted:
-            self.stopped = "interrupt"
-        return self.stopped != "budget"
 
 
 class _Evaluation:
@@ -630,6 +745,16 @@ class _Evaluation:
             greedy=self._agent.eval_greedy,
             continuous=self._agent.continuous,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was evaluated, and the seeds that were used."""
+        spawned = self._seeds.n_children_spawned
+        return {"steps": self.steps, "returns": self.returns, "spawned": spawned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.steps, self.returns = state["steps"], state["returns"]
+        self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
 
     def result(self) -> dict[str, Any]:
         """The last evaluation; nothing where none was made."""

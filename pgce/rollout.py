@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
+from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
@@ -40,7 +41,7 @@ class Rollout:
         terminated: (T, N), bool: the episode reached a true end with this step.
         truncated: (T, N), bool: the episode was cut after this step.
         valid: (T, N), bool. False marks the rows that are no transition: where an environment used the step
-            to reset itself and ignored the action (NEXT_STEP).
+            to reset itself and ignored the action (NEXT_STEP), or failed and was made anew.
         final_index: (M,), the rows t · N + n of episodes' ends whose next observation is not
             `observation[t + 1]`, because that is already the next episode's first (SAME_STEP, DISABLED).
         final_observation: (M, D), the true next observations of those rows.
@@ -91,7 +92,7 @@ class Rollout:
     @property
     def first_episode(self) -> Tensor:
         """(T, N), bool: the rows of each environment's first episode in this rollout."""
-        done = (self.terminated | self.truncated) & self.valid
+        done = self.terminated | self.truncated
         return self.valid & ((done.cumsum(0) - done.long()) == 0)
 
     def cross_entropy_under(self, policy: Policy) -> Tensor:
@@ -106,7 +107,7 @@ class Rollout:
 
         −1 where the episode has not ended.
         """
-        done = (self.terminated | self.truncated) & self.valid
+        done = self.terminated | self.truncated
         number = done.flatten().cumsum(0).view_as(done) - 1
         result = torch.full_like(number, -1)
         follows = result[0]
@@ -142,6 +143,16 @@ class Rollout:
         columns = {"action": self.action, **columns}
         laid = {name: self._laid(column) for name, column in columns.items()}
         return Batch(self._input(len(self.reward)), laid, self._laid(self.valid))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All fields but the head, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "head"}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], head: PolicyHead, device: torch.device) -> Rollout:
+        """The rollout whose `state_dict` that was."""
+        placed: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+        return cls(head=head, **placed)
 
     def _input(self, steps: int) -> Input:
         """What a network is called with, of the first observations."""
@@ -255,6 +266,7 @@ class Collector:
         logits: list[Tensor] = []
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
+        lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         rows = observation.unbind(0)
         first = np.empty((steps + 1, n), np.bool_)
@@ -273,6 +285,8 @@ class Collector:
                     self._actions.decode(action[t])
                 )
                 done = terminated[t] | truncated[t]
+                if "env_restarted" in info:
+                    lost[t] = info["env_restarted"]
                 if self.mode != AutoresetMode.NEXT_STEP and done.any():
                     ended = done.nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
@@ -296,7 +310,7 @@ class Collector:
         self._observation, self._first, self._state = rows[steps], first[steps], states[-1]
         done = terminated | truncated
         # A step that resets an environment is no transition.
-        valid = ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else np.ones_like(done)
+        valid = ~lost & ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
@@ -319,6 +333,52 @@ class Collector:
             first=self._place(first) if self.state_size else None,
             state=torch.stack(states) if self.state_size else None,
         )
+
+    def state_dict(self, *, environments: bool = True) -> dict[str, Any]:
+        """All that the next rollout depends on but the policy, as nested plain data and tensors.
+
+        Args:
+            environments: save their state too; else they will be reset.
+
+        Raises:
+            ValueError: the environments' state cannot be saved.
+        """
+        return {
+            "environments": get_state(self.envs) if environments else None,
+            "observation": self._observation,
+            "resetting": self._resetting,
+            "first": self._first,
+            "memory": self._state,
+            "return": self._return,
+            "length": self._length,
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, reseed: int = 0) -> None:
+        """Go on from what `state_dict` told.
+
+        Args:
+            state: of environments and a policy of the same kind.
+            reseed: for environments whose state was not saved: new episodes begin.
+
+        Raises:
+            ValueError: the state is of other environments.
+        """
+        if state["environments"] is None:
+            self.reset(reseed)
+        else:
+            if state["observation"].shape != self._observation.shape:
+                raise ValueError(
+                    f"observations were of shape {tuple(state['observation'].shape)}: "
+                    f"they are {tuple(self._observation.shape)}"
+                )
+            set_state(self.envs, state["environments"])
+            self._observation = state["observation"].to(self.device)
+            self._state = state["memory"].to(self.device)
+            self._resetting, self._first = state["resetting"], state["first"]
+            self._return, self._length = state["return"], state["length"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
 
     def act(
         self,

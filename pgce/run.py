@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from pgce.choices import Activation, OptimizerName, Schedule
+from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
+from pgce.envs.guard import EnvironmentFault
+from pgce.folders import Lock, differences, named, stamped
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -33,6 +35,11 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 
 __all__ = ["Learner", "Run", "cpu_threads", "main", "train_or_exit"]
 
+
+_STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
+_UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
+_MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
+"""What may differ from the run that is resumed: it does not change what is learned."""
 
 _SCORES = "eval_mean", "test_accuracy", "test_r2"
 """What a result is judged by: the first of these that it has."""
@@ -73,6 +80,15 @@ class Learner:
     """After each hidden layer."""
     runs_dir: str = "runs"
     """Folder in which the run gets a folder of its own."""
+    run: str | None = None
+    """Name of that folder. The same name again goes on from its last checkpoint."""
+    resume: Resume = "auto"
+    """With `run`: go on if there is a checkpoint; never, which refuses a folder that has one; or must, which
+    refuses one without."""
+    allow_change: tuple[str, ...] = ()
+    """Settings, or versions, that may differ from those of the run that is resumed."""
+    checkpoint_every: float = 60.0
+    """Seconds of training between checkpoints; 0 is after every round."""
     track: bool = True
     """Write TensorBoard events."""
     quiet: bool = False
@@ -134,17 +150,20 @@ class Learner:
 
 
 class Run:
-    """One run of a learner: folder, logger, console, clock. Ends with a result.
+    """One run of a learner: folder, logger, console, clock, checkpoints. Ends with a result.
 
     Attributes:
-        path: the folder runs/{subject}__{learner}__{seed}__{time}.
+        path: the folder runs/{subject}__{learner}__{seed}__{time}, or the one that the setting `run` names.
+        checkpoints: the one that the run goes on from, if it does, and those to come.
+        attempt: how often the run was begun, this time included.
         result: what came of it, the same as `--json` prints; empty until the end.
         model: the trained model.
+
+    Raises:
+        ValueError: the folder is that of another run, or is not to be resumed.
     """
 
     def __init__(self, settings: Learner, subject: str, metrics: list[str]) -> None:
-        import torch
-
         from pgce.logger import Logger
 
         self.settings = settings
@@ -152,20 +171,94 @@ class Run:
         self.model: Any = None
         self._seconds = 0.0
         self._since: float | None = None
-        self._interrupt = threading.Event()
-        subject = re.sub(r"[^A-Za-z0-9._-]", "-", subject)  # an id may hold a slash or a colon
-        name = f"{subject}__{settings.learner}__{settings.seed}"
-        self.path = _new_folder(Path(settings.runs_dir), name)
+        self._signals: list[int] = []
+        check_choice("resume", settings.resume, Resume)
+        root = Path(settings.runs_dir)
+        if settings.run is None:
+            subject = re.sub(r"[^A-Za-z0-9._-]", "-", subject)  # an id may hold a slash or a colon
+            self.path = stamped(root, f"{subject}__{settings.learner}__{settings.seed}")
+        else:
+            self.path = named(root, settings.run)
+        self._lock = Lock(self.path)
+        try:
+            attempts = self._resumed()
+        except BaseException:
+            self._lock.release()
+            raise
+        self.attempt = len(attempts) + 1
         config = dataclasses.asdict(settings)
-        versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
-        versions |= {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
         self.write("config.json", {"learner": settings.learner, **config})
-        self.write("versions.json", versions)
+        self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
-        shown = {key: value for key, value in config.items() if key not in ("json", "quiet", "runs_dir")}
-        self.logger = Logger(self.path if settings.track else None, shown, metrics)
+        found = self.checkpoints.found
+        began = -1 if found is None else found.step
+        self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
+        shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
+        self.logger = Logger(
+            self.path if settings.track else None, shown, metrics, began if attempts else None
+        )
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
+    def _resumed(self) -> list[Any]:
+        """Find the checkpoint to go on from; earlier attempts."""
+        from pgce.checkpoint import CheckpointError, Checkpoints
+
+        settings, folder = self.settings, self.path / "checkpoints"
+        attempts: list[Any] = self._read("attempts.json", [])
+        if settings.resume == "never" and attempts:
+            raise ValueError(f"resume is never, and there is a run in {str(self.path)!r}")
+        if settings.resume == "must" and not folder.exists():
+            raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
+        if not attempts:
+            if (self.path / "config.json").exists() or folder.exists():
+                raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
+            self.checkpoints = Checkpoints(folder, settings.checkpoint_every, final=settings.run is not None)
+            return []
+        config = {"learner": settings.learner, **dataclasses.asdict(settings)}
+        now = {**json.loads(json.dumps(config)), **_versions()}
+        before = {**self._read("config.json", {}), **self._read("versions.json", {})}
+        found = {name: change for name, change in differences(before, now).items() if name not in _MAY_CHANGE}
+        refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
+        if refused:
+            raise ValueError(
+                f"a run is resumed with its own settings; in {str(self.path)!r} differ: {'; '.join(refused)} "
+                f"(--allow-change {' '.join(found)} permits it)"
+            )
+        try:
+            self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
+        except CheckpointError as error:
+            raise ValueError(f"no checkpoint in {str(folder)!r} can be resumed: {error}") from error
+        return attempts
+
+    def _read(self, name: str, otherwise: Any) -> Any:
+        """What a JSON file in the run's folder holds."""
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return otherwise
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path / name} is damaged: {error}") from error
+
+    @contextmanager
+    def or_released(self) -> Iterator[None]:
+        """Let go of the folder if what is inside fails."""
+        try:
+            yield
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def restored(self, seconds: float) -> None:
+        """Take up the clock of the attempt before."""
+        self._seconds = seconds
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.logger.close()
+        self._lock.release()
+
+    def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the run's folder."""
         from pgce.checkpoint import write_file
 
@@ -184,7 +277,7 @@ class Run:
 
     @contextmanager
     def training(self, total: int, unit: str) -> Iterator[None]:
-        """Count the time inside as training, show progress, and let Ctrl-C end it cleanly.
+        """Count the time inside as training, show progress, and let a signal to stop end it cleanly.
 
         Args:
             total: where the bar ends.
@@ -192,7 +285,7 @@ class Run:
         """
         from pgce.logger import Bar
 
-        with Bar(total, unit, quiet=self.settings.quiet) as self.bar, _interruptible(self._interrupt):
+        with Bar(total, unit, quiet=self.settings.quiet) as self.bar, _interruptible(self._signals):
             self._since = time.perf_counter()
             try:
                 yield
@@ -200,9 +293,9 @@ class Run:
                 self._seconds, self._since = self.seconds, None
 
     @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed while training."""
-        return self._interrupt.is_set()
+    def interrupted(self) -> str:
+        """Whether a signal to stop came while training: "interrupt" (Ctrl-C), "terminate", or else ""."""
+        return "" if not self._signals else _STOPS[self._signals[0]]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -236,6 +329,7 @@ class Run:
             "train_seconds": round(self.seconds, 3),
             **result,
             "dropped_events": self.logger.dropped,
+            "failed_saves": self.checkpoints.failed,
         }
         self.write("result.json", self.result)
         self.say(result=summary, model=str(self.path / "model.safetensors"))
@@ -258,8 +352,10 @@ class _Several:
 def main(learner: type[Any], description: str | None) -> None:
     """The command line of a learner: its settings as flags, then its run, or one a seed.
 
-    Exits with 0; 130 after Ctrl-C; 2 for a bad setting or environment, 70 for training that stopped being
-    finite, 74 for an input/output error. Of several runs, the first that fails is the last.
+    Exits with 0; 130 after Ctrl-C and 143 after SIGTERM, with everything saved; 2 for a bad setting or
+    environment, 70 for training that stopped being finite or an environment that failed, 74 for an
+    input/output error, also of a checkpoint while training went on. Of several runs, the first that fails is
+    the last.
     """
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
     default = flags.from_words(sys.argv[1:]) if hasattr(flags, "from_words") else None
@@ -282,10 +378,12 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
     """Train: the exit code, and the result."""
     try:
         run = settings.train()
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 70 if isinstance(error, FloatingPointError) else 74 if isinstance(error, OSError) else 2, {}
-    return 130 if run.result["stopped"] == "interrupt" else 0, run.result
+    except (ValueError, ImportError, FloatingPointError, OSError, EnvironmentFault) as error:
+        print(f"error: {error}\n{getattr(error, 'trace', '')}".rstrip(), file=sys.stderr)
+        failed = isinstance(error, (FloatingPointError, EnvironmentFault))
+        return 70 if failed else 74 if isinstance(error, OSError) else 2, {}
+    stopped = {"interrupt": 130, "terminate": 143}.get(run.result["stopped"], 0)
+    return stopped or (74 if run.result["failed_saves"] else 0), run.result
 
 
 def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
@@ -297,7 +395,15 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
         )
         sys.exit(2)
     alone = jobs == 1
-    runs = [dataclasses.replace(settings, seed=seed, quiet=settings.quiet or not alone) for seed in seeds]
+    runs = [
+        dataclasses.replace(
+            settings,
+            seed=seed,
+            quiet=settings.quiet or not alone,
+            run=None if settings.run is None else f"{settings.run}-{seed}",
+        )
+        for seed in seeds
+    ]
     out = sys.stderr if settings.json else sys.stdout  # where the last line is a result
     scores: list[float] = []
     pool = ThreadPoolExecutor(jobs)
@@ -346,34 +452,33 @@ def cpu_threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(event: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set the event, so that a run can end cleanly; the second raises as usual."""
+def _interruptible(signals: list[int]) -> Iterator[None]:
+    """Note the first signal to stop, so that a run can end cleanly; the second does what it always did."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
 
-    def handle(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    previous = signal.signal(signal.SIGINT, handle)
+    def handle(number: int, frame: object) -> None:
+        signals.append(number)
+        restore()
+
+    before = {number: signal.signal(number, handle) for number in _STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
 
-def _new_folder(root: Path, name: str) -> Path:
-    """A folder that did not exist: two runs that start in the same second get two."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        path = root / f"{name}__{stamp}{suffix}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(f"1000 runs began this second in {root}")
+def _versions() -> dict[str, str]:
+    """Of what a run's numbers depend on."""
+    import torch
+
+    versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
+    return versions | {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
 
 
 def _tensorboard() -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pgce import weights
-from pgce.checkpoint import load_tensors, save_tensors, write_file
+from pgce.checkpoint import CheckpointError, load_files, save_files, tensors_from_bytes, tensors_to_bytes
 from pgce.estimators import Classifier, Regressor
 from pgce.trained import TrainedAgent
 
@@ -24,7 +24,7 @@ _MODEL, _SETTINGS = "model.safetensors", "estimator.json"
 
 
 def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
-    """Write a trained estimator into a folder, as estimator.json and model.safetensors.
+    """Write a trained estimator into a folder, as estimator.json, model.safetensors and their manifest.json.
 
     A network of one's own is given again at loading. Log and teacher, which only training reads, are left
     out; and, with a warning, other settings that JSON cannot hold, such as a rule of one's own.
@@ -60,7 +60,7 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
             parameters[key] = _to_json(value)
         except TypeError:
             parameters[key] = None
-            if key not in ("log", "module", "teacher"):
+            if key not in ("log", "checkpoints", "module", "teacher"):
                 left_out.append(key)
     if left_out:
         warnings.warn(
@@ -77,38 +77,50 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     }
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    save_tensors(path / _MODEL, estimator.module_.state_dict())
-    write_file(path / _SETTINGS, (json.dumps(content, indent=2) + "\n").encode())
+    settings = (json.dumps(content, indent=2) + "\n").encode()
+    save_files(path, {_SETTINGS: settings, _MODEL: tensors_to_bytes(estimator.module_.state_dict())})
     return path
 
 
-def load(folder: str | Path, *, module: nn.Module | None = None) -> Classifier | Regressor | TrainedAgent:
+def load(
+    folder: str | Path, *, module: nn.Module | None = None, allow_import: bool = False
+) -> Classifier | Regressor | TrainedAgent:
     """The estimator that `save` wrote, or the agent that a run left.
 
     Args:
         folder: with estimator.json and model.safetensors, or the run of an agent.
         module: a network like the one that was trained, where that was one's own.
+        allow_import: of an agent's environment, see `TrainedAgent`.
 
     Raises:
         FileNotFoundError: the folder holds neither.
-        ValueError: a network of one's own was trained and is not given, or a file is damaged.
+        ValueError: a network of one's own was trained and is not given; or, as a CheckpointError, a file is
+            damaged, or its weights do not fit the network.
 
     Example:
         See `save`.
     """
     path = Path(folder)
     if (path / "config.json").is_file() and not (path / _SETTINGS).is_file():
-        return TrainedAgent(path)
+        return TrainedAgent(path, allow_import=allow_import)
+    files = load_files(path)
     try:
-        content = json.loads((path / _SETTINGS).read_bytes())
-        cls = _CLASSES[content["pgce"]]
+        content, model = json.loads(files[_SETTINGS]), files[_MODEL]
+        cls, own_module, fitted = (
+            _CLASSES[content["pgce"]],
+            content["own_module"],
+            _from_json(content["fitted"]),
+        )
         estimator = cls(**{key: _from_json(value) for key, value in content["parameters"].items()})
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / _SETTINGS} is damaged: {error!r}") from error
-    if content["own_module"] and module is None:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path / _SETTINGS} is damaged: {error!r}") from error
+    if own_module and module is None:
         raise ValueError(f"{path} was trained with a network of its own: give one like it as module=")
     estimator.module = module
-    estimator.restore(_from_json(content["fitted"]), load_tensors(path / _MODEL))
+    try:
+        estimator.restore(fitted, tensors_from_bytes(model, str(path / _MODEL)))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path / _SETTINGS} is damaged: {error!r}") from error
     return estimator
 
 

@@ -28,6 +28,8 @@ class TrainedAgent:
     Args:
         folder: of the run.
         device: where the policy computes.
+        allow_import: permit an environment's id of the form `module:Env-v0`, for which the module is imported
+            and so run. What the run was allowed does not count: its files may be another's.
 
     Attributes:
         model: the networks.
@@ -35,7 +37,8 @@ class TrainedAgent:
 
     Raises:
         FileNotFoundError: the folder holds no trained agent.
-        ValueError: its settings are damaged, or its environment cannot be made.
+        ValueError: its settings or, as a CheckpointError, its weights are damaged or do not fit, or its
+            environment cannot be made.
 
     Example:
         >>> import tempfile, gymnasium, pgce
@@ -50,8 +53,8 @@ class TrainedAgent:
         True
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
-        from pgce.checkpoint import load_tensors
+    def __init__(self, folder: str | Path, *, device: str = "cpu", allow_import: bool = False) -> None:
+        from pgce.checkpoint import check_like, load_tensors
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
         from pgce.rollout import Collector
@@ -71,7 +74,7 @@ class TrainedAgent:
         tensors = load_tensors(path / "model.safetensors")
         self.env_id = self._settings.env_id
         self.device = resolve_device(device)
-        self._options: dict[str, Any] = {"allow_import": self._settings.allow_import}
+        self._options: dict[str, Any] = {"allow_import": allow_import}
         if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
             self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
@@ -79,6 +82,7 @@ class TrainedAgent:
             self.model = actor_critic(self._settings, one, critic=critic)
             how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
             self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
+        check_like(str(path / "model.safetensors"), tensors, self.model.state_dict())
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
         self._state: Tensor | None = None

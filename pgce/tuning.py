@@ -19,8 +19,9 @@ import numpy as np
 import tyro
 
 from pgce import agents
+from pgce.folders import stamped
 from pgce.policy_gradient import Agent
-from pgce.run import _new_folder, train_or_exit
+from pgce.run import train_or_exit
 
 __all__ = ["SPACE", "Between", "Tuned", "tune"]
 
@@ -138,7 +139,7 @@ def tune(
     start = agent_class.preset(env_id, **{"stop_at_threshold": False, **settings})
     start.check()
     subject = re.sub(r"[^A-Za-z0-9._-]", "-", env_id)  # an id may hold a slash or a colon
-    path = _new_folder(Path(start.runs_dir), f"{subject}__tune-{start.learner}__{start.seed}")
+    path = stamped(Path(start.runs_dir), f"{subject}__tune-{start.learner}__{start.seed}")
     quiet: dict[str, Any] = {"runs_dir": str(path), "quiet": True, "json": False, "track": False}
     interrupted = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import hypothesis
@@ -33,3 +34,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def fault_seed() -> random.Random:
+    """Random moments of faults; PGCE_FAULT_SEED, which a failure tells, repeats them."""
+    seed = int(os.environ.get("PGCE_FAULT_SEED", random.randrange(2**32)))
+    print(f"PGCE_FAULT_SEED={seed}")
+    return random.Random(seed)

@@ -18,6 +18,7 @@ from torch import nn
 
 import pgce
 from pgce import Classifier, Regressor
+from pgce.checkpoint import CheckpointError, load_files, save_files
 
 
 def name(check):
@@ -377,7 +378,8 @@ def test_saved_and_loaded(folder, tmp_path):
         hidden_sizes=(16, 16), random_state=0, device="cpu",
     ).fit(X, names)  # fmt: skip
     path = pgce.save(estimator, tmp_path / folder)
-    assert sorted(file.name for file in path.iterdir()) == ["estimator.json", "model.safetensors"]
+    files = ["estimator.json", "manifest.json", "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == files
     loaded = pgce.load(path)
     np.testing.assert_array_equal(loaded.predict_proba(X), estimator.predict_proba(X))
     assert (loaded.predict(X) == estimator.predict(X)).all()
@@ -396,6 +398,10 @@ def test_saved_regressor_and_own_module(tmp_path):
     np.testing.assert_array_equal(loaded.predict(X), estimator.predict(X))
     with pytest.raises(ValueError, match="give one like it as module="):
         pgce.load(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"the saved network does not fit: 'network.weight' has shape \(1, 2\), not"
+    ):
+        pgce.load(tmp_path, module=nn.Linear(3, 1))
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):
@@ -404,7 +410,8 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     with pytest.warns(UserWarning, match="left out, weight: the loaded Classifier"):
         pgce.save(estimator, tmp_path)
     assert pgce.load(tmp_path).weight is None
-    (tmp_path / "estimator.json").write_text('{"pgce": "os.system"}')
+    files = load_files(tmp_path)
+    save_files(tmp_path, files | {"estimator.json": b'{"pgce": "os.system", "own_module": false}'})
     with pytest.raises(ValueError, match="is damaged: KeyError"):
         pgce.load(tmp_path)
     with pytest.raises(FileNotFoundError):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pgce.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from pgce.optimizer import Optimizer, resolve_device
 
 
@@ -165,3 +166,134 @@ def test_device():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' is not at hand"):
             resolve_device("cuda")
+
+
+STACKS = [
+    ("sgd", {}),
+    ("sgd", {"momentum": 0.9}),
+    ("adam", {"amsgrad": True}),
+    ("adamw", {}),
+    ("rmsprop", {"momentum": 0.5, "centered": True}),
+    ("adadelta", {"learning_rate": 1.0}),
+]
+
+
+def stack(name, options):
+    """A model of two dtypes and all that a stack can have."""
+    model = network(torch.float32)
+    model[2].double()
+    settings = {"learning_rate": 0.05, "schedule": "cosine", "warmup_steps": 7, "max_grad_norm": 0.5}
+    return model, Optimizer(model.parameters(), name, ema_decay=0.9, **{**settings, **options})
+
+
+def train(model, optimizer, steps):
+    for n in steps:
+        optimizer.progress = n / 10
+        rows = INPUT[n : n + 4].float()
+        optimizer.scaled(model[2](model[1](model[0](rows)).double()).square().sum()).backward()
+        optimizer.step()
+
+
+def content(model, optimizer):
+    """Parameters, averaged parameters and the optimizer's state, to be compared bit by bit."""
+    with optimizer.averaged():
+        averaged = copy.deepcopy(model.state_dict())
+    return copy.deepcopy(model.state_dict()), averaged, optimizer.state_dict(), optimizer.learning_rate
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(("name", "options"), STACKS)
+@pytest.mark.parametrize("k", [0, 4])
+def test_an_interrupted_training_goes_on_bit_equal(name, options, k, tmp_path):
+    straight = stack(name, options)
+    train(*straight, range(10))
+    model, optimizer = stack(name, options)
+    train(model, optimizer, range(k))
+    save_checkpoint(tmp_path, k, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    train(model, optimizer, range(k, k + 2))  # what is lost in the crash changes nothing of what was saved
+    state = load_checkpoint(tmp_path).state
+    resumed = stack(name, options)
+    with torch.no_grad():
+        for parameter in resumed[0].parameters():
+            parameter.fill_(7.0)  # nothing comes from the same seed
+    resumed[0].load_state_dict(state["model"])
+    forgetful = stack(name, options)  # the control: weights alone are not enough
+    forgetful[0].load_state_dict(state["model"])
+    resumed[1].load_state_dict(state["optimizer"])
+    train(*resumed, range(k, 10))
+    assert same(content(*resumed), content(*straight))
+    train(*forgetful, range(k, 10))
+    assert k == 0 or not same(content(*forgetful), content(*straight))
+
+
+def test_the_gradient_scaler_goes_on(tmp_path):
+    def half():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        return model, Optimizer(model.parameters(), "sgd", learning_rate=0.01, precision="float16")
+
+    model, optimizer = half()
+    optimizer.scaled(model(torch.full((1, 2), 1e36)).sum()).backward()  # times the scale it overflows
+    optimizer.step()
+    assert (optimizer.skipped, optimizer.steps, optimizer.grad_norm) == (1, 0, math.inf)
+    save_checkpoint(tmp_path, 0, {"optimizer": optimizer.state_dict()})
+    resumed = half()[1]
+    resumed.load_state_dict(load_checkpoint(tmp_path).state["optimizer"])
+    assert resumed.state_dict() == optimizer.state_dict()
+    assert resumed.state_dict()["scaler"]["scale"] == half()[1].state_dict()["scaler"]["scale"] / 2
+    with pytest.raises(CheckpointError, match="precision is float32 here"):
+        Optimizer(model.parameters(), "sgd").load_state_dict(optimizer.state_dict())
+    bad = optimizer.state_dict()
+    bad["scaler"]["scale"] = math.nan
+    with pytest.raises(CheckpointError, match="a gradient scaler's numbers are finite"):
+        half()[1].load_state_dict(bad)
+
+
+def change(state, path, value):
+    """The state with another value at a path of keys; None takes the key out."""
+    state = copy.deepcopy(state)
+    inner = state
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value(inner.get(path[-1]))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("torch", "0", "exp_avg"), lambda t: t[1:], r"state 0 does not fit: 'exp_avg' has shape \(31"),
+        (("torch", "0", "exp_avg"), torch.Tensor.double, "'exp_avg' is of torch.float64, not torch.float32"),
+        (("torch", "0", "exp_avg_sq"), lambda t: t * math.nan, "'exp_avg_sq' is not finite"),
+        (("torch", "0", "step"), None, "'step' is missing"),
+        (("torch", "0", "velocity"), lambda t: torch.zeros(1), "'velocity' is unexpected"),
+        (("torch", "0", "exp_avg"), lambda t: [0.0], "'exp_avg' is no tensor but list"),
+        (("torch", "1"), None, r"has parts \['0', '1'\] here: it has \['0'\]"),
+        (("average", "1"), lambda t: t * math.inf, "averaged weights does not fit: '1' is not finite"),
+        (("average", "1"), None, "averaged weights does not fit: '1' is missing"),
+        (("progress",), lambda _: math.nan, r"progress of training lies in \[0, 1\]: it is nan"),
+        (("steps",), lambda _: -1, "a count is a whole number: it is -1"),
+        (("steps",), lambda _: True, "a count is a whole number: it is True"),
+        (("steps",), None, "this is no optimizer's state: KeyError"),
+        (("name",), lambda _: "sgd", "the state of 'sgd' does not fit the optimizer 'adam'"),
+    ],
+)  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(path, value, message):
+    model, optimizer = stack("adam", {})
+    train(model, optimizer, range(3))
+    before = content(model, optimizer)
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.load_state_dict(change(optimizer.state_dict(), path, value))
+    assert same(content(model, optimizer), before)

@@ -85,7 +85,7 @@ def policy(head, critic):
 
 
 def fake_rollout(head, steps=12, n=5):
-    """Random transitions with ends of both kinds and rows that are no transition."""
+    """Random transitions with ends of both kinds and rows that are no transition, some of them ends."""
     g = torch.Generator().manual_seed(1)
     shape = (steps, n)
     action = torch.randint(3, shape, generator=g)
@@ -94,7 +94,7 @@ def fake_rollout(head, steps=12, n=5):
     terminated, truncated = torch.rand(2, *shape, generator=g) < 0.15
     reward = torch.randn(*shape, generator=g, dtype=DOUBLE)
     valid = torch.rand(*shape, generator=g) < 0.8
-    episodes = int(((terminated | truncated) & valid).sum())
+    episodes = int((terminated | truncated).sum())
     return Rollout(
         observation=torch.randn(steps + 1, n, 4, generator=g, dtype=DOUBLE),
         action=action,
@@ -282,7 +282,7 @@ def test_grpo():
     old = model.policy(rollout.observation[:-1].flatten(0, 1)).detach().unflatten(0, (12, 4))
     rollout = dataclasses.replace(rollout, logits=old + 0.5 * rollout.logits)
     ours = our_gradients(model, agent.terms(head), agent.prepare(rollout, model))
-    done = (rollout.terminated | rollout.truncated) & rollout.valid
+    done = rollout.terminated | rollout.truncated
     rows = [(t, i) for i in range(4) for t in range(12) if rollout.valid[t, i] and not done[:t, i].any()]
     total = [sum(rollout.reward[t, i].item() for t, i in rows if i == n) for n in range(4)]
     loss = 0.0
@@ -339,7 +339,7 @@ def test_episodes_and_their_rank(name):
     agent = RLOO(norm_adv=False) if name == "RLOO" else CEM(elite=0.4)
     model, rollout = policy(head, critic=False), fake_rollout(head)
     ours = our_gradients(model, agent.terms(head), agent.prepare(rollout, model))
-    done = (rollout.terminated | rollout.truncated) & rollout.valid
+    done = rollout.terminated | rollout.truncated
     total = rollout.episode_return
     ends = sorted((t, i) for t in range(12) for i in range(5) if done[t, i])
     assert len(ends) == len(total) > 4

@@ -26,8 +26,16 @@ from pgce.metrics import interquartile_mean
 from pgce.run import main, train_or_exit
 
 PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
-CLASSIFIER_FILES = ["estimator.json", *PROJECTOR]
-FILES = ["command.txt", "config.json", "model.safetensors", "result.json", "versions.json"]
+CLASSIFIER_FILES = ["estimator.json", "manifest.json", *PROJECTOR]
+FILES = [
+    "attempts.json",
+    "command.txt",
+    "config.json",
+    "model.safetensors",
+    "result.json",
+    "run.lock",
+    "versions.json",
+]
 
 
 def run_command(*words, **options):
@@ -177,8 +185,11 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("learner", ["reinforce", "supervised"])
-def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
+@pytest.mark.parametrize(
+    ("learner", "number", "stopped", "code"),
+    [("reinforce", signal.SIGINT, "interrupt", 130), ("supervised", signal.SIGTERM, "terminate", 143)],
+)
+def test_a_signal_ends_a_run_cleanly(learner, number, stopped, code, tmp_path):
     budget = {"reinforce": ["-n", 10**9, "--no-stop-at-threshold"], "supervised": ["--epochs", 10**6]}
     words = [sys.executable, "-u", "-m", f"pgce.agents.{learner}", "--json", "--runs-dir", str(tmp_path)]
     process = subprocess.Popen(
@@ -200,14 +211,16 @@ def test_ctrl_c_ends_a_run_cleanly(learner, tmp_path):
     while process.poll() is None and not (events and os.path.getsize(events[0]) > 5_000):
         events = [f for f in os.scandir(folder) if "tfevents" in f.name]
         events = [f.path for f in events]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, errors = process.communicate()
     watchdog.cancel()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     result = json.loads(output.splitlines()[-1])
-    assert result["stopped"] == "interrupt"
+    assert result["stopped"] == stopped
     assert "Traceback" not in errors
-    files = [*FILES, *CLASSIFIER_FILES, "eval_penultimate.png"] if learner == "supervised" else FILES
+    files = [*FILES, "checkpoints"]
+    if learner == "supervised":
+        files += [*CLASSIFIER_FILES, "eval_penultimate.png"]
     assert sorted(f for f in os.listdir(folder) if "tfevents" not in f) == sorted(files)
 
 

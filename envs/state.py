@@ -1,0 +1,194 @@
+"""The state of environments, so that a run that was stopped can go on as if it had not been.
+
+Gymnasium has no such thing. What is saved here is plain data only: an environment's numbers, strings, arrays
+and generators, its wrappers' and its vector's, unless it has `get_state()` and `set_state(state)` of its own.
+An environment that holds anything else (a physics engine, say) cannot be saved; and whether one that can be
+saved goes on exactly is tried, not believed: see `exactness`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from enum import Enum
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+
+__all__ = ["exactness", "get_state", "set_state"]
+
+Envs = VectorEnv[Any, Any, Any]
+_CONSTANT = (gym.Space, EnvSpec, Enum, type, np.dtype)
+_NUMBERS = (type(None), bool, int, float, str, np.generic)
+
+
+def get_state(envs: Envs) -> dict[str, Any]:
+    """All that a vector environment and its sub-environments are, as nested plain data and arrays.
+
+    Raises:
+        ValueError: it holds something that is no plain data, by its name; or runs in other processes.
+
+    Example:
+        >>> import numpy as np, pgce.envs
+        >>> from pgce.envs.state import get_state, set_state
+        >>> envs, others = (pgce.envs.make("CartPole-v1", 2) for _ in range(2))
+        >>> _ = pgce.envs.reset(envs, 1), pgce.envs.reset(others, 2)
+        >>> set_state(others, get_state(envs))
+        >>> bool((envs.step(np.array([0, 1]))[0] == others.step(np.array([0, 1]))[0]).all())
+        True
+    """
+    if isinstance(envs, AsyncVectorEnv):
+        raise ValueError(f"environments in other processes cannot be saved: {envs}")
+    state: dict[str, Any] = _saved(envs, type(envs.unwrapped).__name__)
+    return state
+
+
+def set_state(envs: Envs, state: Mapping[str, Any]) -> None:
+    """Make a vector environment, made and reset as the other was, what `get_state` told.
+
+    Raises:
+        ValueError: the state is of another kind of environment.
+    """
+    _restore(envs, state, type(envs.unwrapped).__name__)
+
+
+def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
+    """How a run in such environments can be resumed.
+
+    Two of them are made. One is stepped at random, saved, and stepped further; the other is restored from
+    what was saved, and given the same actions.
+
+    Args:
+        make: gives a new vector environment.
+        steps: to compare after the restoration.
+
+    Returns:
+        "exact" if all that the two gave was equal bit for bit; else "reseeded": in a run that is resumed,
+        new episodes begin, with seeds that no attempt before had.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.envs.state import exactness
+        >>> exactness(lambda: pgce.envs.make("CartPole-v1", 2))
+        'exact'
+    """
+    with closing(make()) as envs, closing(make()) as others:
+        actions = copy.deepcopy(envs.action_space)
+        actions.seed(0)
+        drawn = [actions.sample() for _ in range(2 * steps)]
+        envs.reset(seed=1)
+        others.reset(seed=2)
+        try:
+            for action in drawn[:steps]:
+                _step(envs, action)
+            set_state(others, copy.deepcopy(get_state(envs)))
+            same = all(_equal(_step(envs, action), _step(others, action)) for action in drawn[steps:])
+        except ValueError:
+            return "reseeded"
+    return "exact" if same else "reseeded"
+
+
+def _step(envs: Envs, action: Any) -> Any:
+    """What a step gives, and with DISABLED autoreset what the reset after it gives."""
+    results = envs.step(action)
+    done = results[2] | results[3]
+    if envs.metadata.get("autoreset_mode") == AutoresetMode.DISABLED and done.any():
+        return results, envs.reset(options={"reset_mask": done})
+    return results
+
+
+def _saved(thing: Any, name: str) -> Any:
+    """Plain data of an object: of an environment all its attributes that are no constants."""
+    if isinstance(thing, _NUMBERS):
+        return thing
+    if isinstance(thing, np.ndarray) and thing.dtype != object:
+        return thing.copy()
+    if isinstance(thing, np.random.Generator):
+        return {"generator": copy.deepcopy(thing.bit_generator.state)}
+    if isinstance(thing, (list, tuple, deque)):
+        return [_saved(item, f"{name}[{n}]") for n, item in enumerate(thing)]
+    if isinstance(thing, dict) and all(isinstance(key, str) for key in thing):
+        return {key: _saved(item, f"{name}[{key!r}]") for key, item in _changing(thing)}
+    if isinstance(thing, (gym.Env, VectorEnv)):
+        if hasattr(thing, "get_state") and hasattr(thing, "set_state") and not isinstance(thing, gym.Wrapper):
+            return {"own": _saved(thing.get_state(), f"{name}.get_state()")}
+        return {key: _saved(item, f"{name}.{key}") for key, item in _changing(vars(thing))}
+    raise ValueError(f"only plain data can be saved: {name} is {type(thing).__name__}")
+
+
+def _changing(items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Those that are no constants: functions, spaces, types, data that cannot be written."""
+    for key, item in items.items():
+        if isinstance(item, _CONSTANT) or (callable(item) and not isinstance(item, (gym.Env, VectorEnv))):
+            continue
+        if isinstance(item, np.ndarray) and not item.flags.writeable:
+            continue
+        if isinstance(item, (list, tuple)) and item and all(map(callable, item)) and not _environments(item):
+            continue
+        if key in ("metadata", "spec", "_ezpickle_args", "_ezpickle_kwargs"):
+            continue
+        yield key, item
+
+
+def _environments(items: Any) -> bool:
+    return any(isinstance(item, (gym.Env, VectorEnv)) for item in items)
+
+
+def _restore(thing: Any, state: Any, name: str) -> Any:
+    """What `thing` becomes by a saved state: itself, changed, where it can be, for what shares it."""
+    if isinstance(thing, (gym.Env, VectorEnv)):
+        if "own" in state:
+            own_setter: Any = thing
+            own_setter.set_state(state["own"])
+            return thing
+        own = dict(_changing(vars(thing)))
+        if own.keys() != state.keys():
+            other = sorted(own.keys() ^ state.keys())
+            raise ValueError(f"the state is of another environment: only one {name} has {other}")
+        for key, value in state.items():
+            setattr(thing, key, _restore(own[key], value, f"{name}.{key}"))
+        return thing
+    if isinstance(state, dict) and state.keys() == {"generator"}:
+        generator = thing if isinstance(thing, np.random.Generator) else np.random.default_rng()
+        generator.bit_generator.state = state["generator"]
+        return generator
+    if isinstance(thing, np.ndarray) and isinstance(state, np.ndarray):
+        if thing.shape == state.shape and thing.dtype == state.dtype:
+            thing[...] = state
+            return thing
+        return state.copy()
+    if isinstance(thing, (list, tuple, deque)) and isinstance(state, list):
+        if len(thing) == len(state):
+            pairs = enumerate(zip(thing, state, strict=True))
+            restored = [_restore(item, value, f"{name}[{n}]") for n, (item, value) in pairs]
+        else:
+            restored = list(state)
+        if isinstance(thing, list):
+            thing[:] = restored
+            return thing
+        return deque(restored, thing.maxlen) if isinstance(thing, deque) else tuple(restored)
+    if isinstance(thing, dict) and isinstance(state, dict):
+        for key, value in state.items():
+            thing[key] = _restore(thing.get(key), value, f"{name}[{key!r}]")
+        for key in [key for key, _ in _changing(thing) if key not in state]:
+            del thing[key]
+        return thing
+    return copy.deepcopy(state)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether all that two steps gave is the same, bit for bit."""
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, np.ndarray) and one.dtype == object:
+        return all(map(_equal, one.tolist(), other.tolist()))
+    return bool(
+        np.array_equal(np.asarray(one), np.asarray(other), equal_nan=np.asarray(one).dtype.kind == "f")
+    )

@@ -1,0 +1,613 @@
+"""Environments that raise, hang, die or give nonsense: named, never learned from, nothing left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from pgce.envs import make, reset, spawn_seeds
+from pgce.envs.guard import EnvironmentFault, action_fault, step_fault
+
+SEED = 7
+SEEDS = spawn_seeds(SEED, 3)
+ID = "pgce-test/Faulty-v0"
+KINDS = ["sync", "async"]
+
+# What an environment gives, where, and how that is told.
+VALUES = {
+    "shape (8,)": (0, np.zeros(8, np.float32), r"an observation of shape \(8,\): \(4,\) is expected"),
+    "shape (1,)": (0, np.zeros(1, np.float32), r"an observation of shape \(1,\): \(4,\) is expected"),
+    "shape (2, 2)": (0, np.zeros((2, 2), np.float32), r"an observation of shape \(2, 2\): \(4,\) is"),
+    "list": (0, [0.0] * 4, r"an observation \[0.0, 0.0, 0.0, 0.0\] of type list: an array of shape \(4,\)"),
+    "none": (0, None, "an observation None of type NoneType: an array"),
+    "complex": (0, np.zeros(4, complex), "an observation of complex128: float32 is expected"),
+    "strings": (0, np.array(["0"] * 4), "an observation of <U1: float32 is expected"),
+    "float64": (0, np.array([0.0, 1e300, 0.0, 0.0]), "not finite in float32: it has 1e[+]300"),
+    "nan": (0, np.array([0.0, np.nan, 0.0, 0.0], np.float32), "not finite in float32: it has nan"),
+    "inf": (0, np.array([0.0, 0.0, 0.0, -np.inf], np.float32), "not finite in float32: it has -inf"),
+    "reward text": (1, "1.0", "a reward '1.0' of type str: a number is expected"),
+    "reward none": (1, None, "a reward None of type NoneType: a number is expected"),
+    "reward array": (1, np.ones(1), r"a reward array\(\[1\.\]\) of type ndarray: a number"),
+    "reward nan": (1, float("nan"), "a reward that is not finite in float32: nan"),
+    "reward inf": (1, np.float64("inf"), "a reward that is not finite in float32: .*inf"),
+    "reward 1e300": (1, 1e300, r"a reward that is not finite in float32: 1e\+300"),
+    "terminated text": (2, "False", "terminated 'False' of type str: a bool is expected"),
+    "terminated one": (2, 1, "terminated 1 of type int: a bool is expected"),
+    "truncated none": (3, None, "truncated None of type NoneType: a bool is expected"),
+}
+
+
+class Faulty(gym.Env):
+    """Counts; the environment with the second seed does something wrong, once, and notes that it did."""
+
+    observation_space = spaces.Box(-99, 99, (4,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, what="", at=5, journal=os.devnull):
+        self.what, self.at, self.journal, self.bad = what, at, journal, False
+        if what == "worker" and multiprocessing.current_process().name != "MainProcess":
+            raise LookupError("no licence for this process")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.bad = self.bad if seed is None else seed == SEEDS[1]
+        self.time = 0
+        return self.see(), {}
+
+    def see(self):
+        return np.full(4, self.time, np.float32)
+
+    def step(self, action):
+        self.time += 1
+        outcome = [self.see(), 1.0, self.time == 8, False, {}]
+        if self.what and self.bad and self.time == self.at:
+            with open(self.journal, "a") as file:
+                file.write(f"{self.time}\n")
+            match self.what:
+                case "raise":
+                    raise ZeroDivisionError("the world ends")
+                case "hang":
+                    time.sleep(3600)
+                case "deaf":
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                    time.sleep(3600)
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "exit":
+                    os._exit(3)
+                case name:
+                    field, value, _ = VALUES[name]
+                    outcome[field] = value
+        return tuple(outcome)
+
+
+def faulty(kind, what, journal=os.devnull, at=5, **options):
+    if ID not in gym.registry:
+        gym.registry[ID] = EnvSpec(ID, entry_point=Faulty, disable_env_checker=True)
+    envs = make(ID, 3, vectorization=kind, what=what, at=at, journal=str(journal), **options)
+    assert reset(envs, SEED)[0].shape == (3, 4)
+    return envs
+
+
+def until_fault(envs, limit=30):
+    """The steps that went well, and the fault."""
+    for t in range(limit):
+        try:
+            observation = envs.step(np.zeros(3, int))[0]
+        except EnvironmentFault as fault:
+            return t, fault
+        assert (observation == observation[:1]).all(), "all count alike until the fault"
+    raise AssertionError("no fault")
+
+
+def closed_quickly(envs):
+    begun = time.monotonic()
+    envs.close()
+    assert time.monotonic() - begun < 5
+    assert multiprocessing.active_children() == []
+
+
+def shared():
+    """What Python has left in shared memory."""
+    folder = Path("/dev/shm")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if name.startswith(("pym-", "psm_", "sem.mp"))}
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def members(group):
+    """Processes of a group that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state not in "ZX":
+            found.append(path.parent.name)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    before = shared()
+    yield
+    assert multiprocessing.active_children() == []
+    if shared() - before:  # of another program, for a moment
+        time.sleep(0.5)
+    assert shared() - before == set()
+
+
+@pytest.fixture
+def alone():
+    """Run one of the functions below in a process group of its own, within a limit."""
+
+    def start(function, *arguments):
+        code = f"import test_environments as t; t.{function.__name__}(*{arguments!r})"
+        folder = str(Path(__file__).parent)
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        started.append(process)
+        return process
+
+    def run(function, *arguments, limit=25):
+        process = start(function, *arguments)
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"still running after {limit} s:\n{output}")
+        assert process.returncode == 0, output
+        assert members(process.pid) == []
+        return output
+
+    started = []
+    run.start = start
+    yield run
+    for process in started:
+        if members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", VALUES)
+def test_what_the_spaces_do_not_allow_is_refused_at_its_step(kind, what, tmp_path):
+    envs = faulty(kind, what, tmp_path / "journal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        steps, fault = until_fault(envs)
+    assert steps == 4
+    assert (tmp_path / "journal").read_text() == "5\n"
+    place = rf"environment 1 of {ID} \(seed {SEEDS[1]}, episode 1, step 5\) gave "
+    assert re.match(place + ".*" + VALUES[what][2], str(fault)), fault
+    assert fault.index == 1
+    with pytest.raises(EnvironmentFault, match="after a fault are of no more use"):
+        envs.step(np.zeros(3, int))
+    with pytest.raises(EnvironmentFault, match="after a fault are of no more use"):
+        reset(envs, SEED)
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_is_told_with_its_place_and_traceback(kind, mode, tmp_path):
+    envs = faulty(kind, "raise", tmp_path / "journal", at=6, autoreset_mode=mode)
+    steps, fault = until_fault(envs)
+    assert steps == 5
+    assert (tmp_path / "journal").read_text() == "6\n"
+    told = (
+        f"environment 1 of {ID} (seed {SEEDS[1]}, episode 1, step 6) raised ZeroDivisionError: the world ends"
+    )
+    assert str(fault) == told
+    assert (fault.index, fault.seed, fault.episode, fault.step) == (1, SEEDS[1], 1, 6)
+    assert "in step" in fault.trace
+    assert "ZeroDivisionError: the world ends" in fault.trace
+    assert fault.__cause__ is not None, "the traceback is shown with the fault"
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_fault_of_a_later_episode_has_its_number(kind, mode):
+    class Later(Faulty):
+        def reset(self, *, seed=None, options=None):
+            self.episodes = 1 if seed is not None else self.episodes + 1
+            observation, info = super().reset(seed=seed)
+            return observation[: 4 if self.episodes < 3 else 1], info
+
+    gym.registry["pgce-test/Later-v0"] = EnvSpec(
+        "pgce-test/Later-v0", entry_point=Later, disable_env_checker=True
+    )
+    envs = make("pgce-test/Later-v0", 3, vectorization=kind, autoreset_mode=mode)
+    reset(envs, SEED)
+    steps, fault = until_fault(envs)
+    assert steps == (17 if mode is AutoresetMode.NEXT_STEP else 15)
+    assert fault.index == 0
+    if mode is AutoresetMode.NEXT_STEP:
+        assert (fault.episode, fault.step) == (3, 0)
+    closed_quickly(envs)
+    del gym.registry["pgce-test/Later-v0"]
+
+
+@pytest.mark.parametrize("what", VALUES)
+def test_where_all_environments_are_alike_at_fault_it_is_seen_too(what):
+    faulty("sync", "").close()
+    envs = make(ID, 1, vectorization="sync", what=what)
+    envs.reset(seed=[SEEDS[1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(4):
+            envs.step(np.zeros(1, int))
+        with pytest.raises(EnvironmentFault, match=VALUES[what][2]):
+            envs.step(np.zeros(1, int))
+
+
+def test_doubles_are_to_be_finite_in_float32_and_no_lists(monkeypatch):
+    monkeypatch.setattr(Faulty, "observation_space", spaces.Box(-np.inf, np.inf, (4,), np.float64))
+    monkeypatch.setattr(Faulty, "see", lambda self: np.full(4, self.time, np.float64))
+    for what in ("list", "float64", "nan"):
+        envs = make(ID, 1, vectorization="sync", what=what)
+        envs.reset(seed=[SEEDS[1]])
+        for _ in range(4):
+            assert envs.step(np.zeros(1, int))[0].dtype == np.float64
+        with pytest.raises(EnvironmentFault, match=r"of type list|not finite in float32"):
+            envs.step(np.zeros(1, int))
+
+
+def test_parts_are_looked_at():
+    space = spaces.Dict({"a": spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiBinary(2)])})
+    good = {"a": (3, np.array([0, 1], np.int8))}
+    assert step_fault(space, good, 1, np.bool_(False), np.array(True)) is None
+    for bad, told in (
+        ({"a": (4, good["a"][1])}, "observation's part 'a''s part 0 that is out of range: 4 is not in"),
+        ({"a": (0, good["a"][1])}, "out of range: 0 is not in"),
+        ({"a": (1.0, good["a"][1])}, "of float64: int64 is expected"),
+        ({"a": (1, np.array([0, 2], np.int8))}, "out of range"),
+        ({"a": (1, np.array([0], np.int8))}, r"of shape (1,): (2,) is expected"),
+        ({"a": (1,)}, "a tuple of 2 is expected"),
+        ({"b": good["a"]}, "a dict of a is expected"),
+        (None, "a dict of a is expected"),
+    ):
+        assert told in str(step_fault(space, bad)), told
+    image = spaces.Box(0, 255, (2,), np.uint8)
+    assert step_fault(image, np.array([0, 255], np.uint8)) is None
+    assert "of int64: uint8" in str(step_fault(image, np.array([0, 256])))
+    assert "out of range" in str(step_fault(spaces.Box(0, 9, (1,), np.int32), np.array([2**40])))
+    assert step_fault(spaces.Box(-1, 1, ()), 0.5) is None
+    assert step_fault(spaces.Box(-1, 1, (1,)), np.array([1])) is None, "integers are good floats"
+    assert "one of Text" in str(step_fault(spaces.Text(3), 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_are_refused_before_they_reach_an_environment(kind):
+    envs = faulty(kind, "")
+    for actions, told in (
+        ([0, 1, 2], r"they are in Discrete\(2\): \[0, 1, 2\]"),
+        ([0, -1, 0], "they are in"),
+        ([0, 1], r"they have shape \(2,\)"),
+        ([0.0, np.nan, 1.0], "they are integers: they are of float64"),
+        ([[0], [1], [0]], r"they have shape \(3, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=f"actions of {ID}: .*{told}"):
+            envs.step(np.array(actions))
+    assert (envs.step(np.zeros(3, int))[0] == 1).all(), "none of them was a step"
+    closed_quickly(envs)
+
+
+def test_actions_of_every_space():
+    box = spaces.Box(-1, 1, (2,))
+    assert action_fault(box, np.ones((3, 2), np.float32), 3) is None
+    assert action_fault(spaces.Box(-np.inf, np.inf, (1,)), np.full((1, 1), 1e30), 1) is None
+    for bad in (np.nan, 1.1, -np.inf):
+        assert "they are in Box" in str(action_fault(box, np.array([[0.0, bad]]), 1))
+    several = spaces.MultiDiscrete([2, 3])
+    assert action_fault(several, np.array([[1, 2]]), 1) is None
+    assert "they are in" in str(action_fault(several, np.array([[2, 0]]), 1))
+    assert "they are in" in str(action_fault(spaces.MultiBinary(2), np.array([[2, 0]]), 1))
+    nested = spaces.Dict({"a": spaces.Tuple([box, several])})
+    assert action_fault(nested, {"a": (np.zeros((1, 2)), np.zeros((1, 2), int))}, 1) is None
+    assert "they are in" in str(action_fault(nested, {"a": (np.zeros((1, 2)), np.full((1, 2), 9))}, 1))
+    assert "the parts of" in str(action_fault(nested, {"b": 0}, 1))
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_without_a_fault_all_is_as_by_gymnasium(mode):
+    def single():
+        return gym.make("CartPole-v1", max_episode_steps=30)
+
+    ours = [make("CartPole-v1", 3, vectorization=k, autoreset_mode=mode, max_episode_steps=30) for k in KINDS]
+    every = [
+        SyncVectorEnv([single] * 3, autoreset_mode=mode),
+        AsyncVectorEnv([single] * 3, autoreset_mode=mode),
+        *ours,
+    ]
+    generator = np.random.default_rng(0)
+    first, *others = [reset(envs, 3) for envs in every]
+    ends = 0
+    for _ in range(120):
+        for other in others:
+            np.testing.assert_equal(other[:-1], first[:-1])
+            assert repr(sorted(other[-1].items())) == repr(sorted(first[-1].items()))
+        actions = generator.integers(0, 2, 3)
+        first, *others = [envs.step(actions) for envs in every]
+        done = first[2] | first[3]
+        ends += done.sum()
+        if mode is AutoresetMode.DISABLED and done.any():
+            first, *others = [envs.reset(options={"reset_mask": done}) for envs in every]
+    assert ends > 5
+    for envs in every:
+        assert envs.metadata["autoreset_mode"] is mode
+        envs.close()
+
+
+def test_async_gives_attributes_and_raises_the_errors_of_calls():
+    envs = faulty("async", "")
+    assert envs.get_attr("at") == (5, 5, 5)
+    envs.set_attr("at", [1, 2, 3])
+    assert envs.call("at") == (1, 2, 3)
+    with pytest.raises(AttributeError, match="nothing"):
+        envs.call("nothing")
+    assert envs.step(np.zeros(3, int))[0][0, 0] == 1, "still in use"
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_one_restart_truncates_the_episode_and_the_next_fault_is_raised(kind, mode, tmp_path):
+    envs = faulty(kind, "raise", tmp_path / "journal", autoreset_mode=mode, env_restarts=1)
+    for _ in range(4):
+        envs.step(np.zeros(3, int))
+    with pytest.warns(RuntimeWarning, match="the world ends: made anew, 0 restarts left"):
+        observation, reward, terminated, truncated, info = envs.step(np.zeros(3, int))
+    assert envs.restarts == 1
+    assert reward.tolist() == [1, 0, 1]
+    assert truncated.tolist() == [False, True, False]
+    assert not terminated.any()
+    assert info["env_restarted"].tolist() == [False, True, False]
+    if mode is AutoresetMode.SAME_STEP:
+        assert observation[:, 0].tolist() == [5, 0, 5]
+        assert (info["final_obs"][1] == 4).all(), "where it was last seen"
+    else:
+        assert observation[:, 0].tolist() == [5, 4, 5]
+        if mode is AutoresetMode.DISABLED:
+            observation, _ = envs.reset(options={"reset_mask": truncated})
+        else:
+            observation = envs.step(np.zeros(3, int))[0]
+        assert observation[1, 0] == 0
+    reset(envs, SEED)  # the fault again, of which there may be no more
+    steps, fault = until_fault(envs)
+    assert (steps, fault.index) == (4, 1)
+    assert (tmp_path / "journal").read_text() == "5\n5\n"
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("what", ["raise", "nan"])
+def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
+    import torch
+
+    from pgce.rollout import Collector
+
+    envs = faulty(kind, what, autoreset_mode=mode, env_restarts=1)
+    collector = Collector(envs, lambda x: torch.zeros(len(x), 2), 16, seed=SEED)
+    with pytest.warns(RuntimeWarning, match="made anew"):
+        rollout = collector.collect()
+    assert not rollout.valid[4, 1]
+    assert rollout.truncated[4, 1]
+    assert rollout.valid[:5].sum() == 14
+    assert rollout.reward[4, 1] == 0
+    lengths = {env: rollout.episode_length[rollout.episode_env == env].tolist() for env in range(3)}
+    assert lengths[0][0] == lengths[2][0] == 8
+    assert lengths[1][:1] == [4]
+    assert rollout.episode.max() + 1 == len(rollout.episode_length)
+    assert rollout.first_episode.sum(0).tolist() == [8, 4, 8]
+    value, following = rollout.values(lambda x: x[:, 0])
+    assert following[4, 1] == value[4, 1] == 4
+    closed_quickly(envs)
+
+
+def fault_of_a_process(what, told, limit, restarts=0):
+    """In a process of its own: the fault within the limit, no further use, nothing left."""
+    envs = faulty("async", what, step_timeout=1.0, env_restarts=restarts)
+    begun = time.monotonic()
+    if restarts:
+        steps = [envs.step(np.zeros(3, int)) for _ in range(12)]
+        assert envs.restarts == 1
+        assert [step[3].tolist() for step in steps].index([False, True, False]) == 4
+        assert steps[4][0][:, 0].tolist() == [5, 4, 5]
+        assert [step[0][1, 0] for step in steps[5:]] == [0, 1, 2, 3, 4, 5, 6]
+    else:
+        steps, fault = until_fault(envs)
+        assert (steps, fault.index, fault.step) == (4, 1, 5), str(fault)
+        assert told in str(fault), str(fault)
+        if "hangs" in told:
+            assert "in step" in str(fault), "the line where it hangs"
+            assert "time.sleep" in fault.trace or "line" in fault.trace
+        for use in (lambda: envs.step(np.zeros(3, int)), lambda: reset(envs, 0), lambda: envs.call("at")):
+            with pytest.raises(EnvironmentFault, match="of no more use"):
+                use()
+    assert time.monotonic() - begun < limit
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize(
+    ("what", "told", "limit"),
+    [
+        ("hang", "hangs: no answer in 1 s (step_timeout), in File ", 5),
+        ("deaf", "hangs: no answer in 1 s (step_timeout), in File ", 5),
+        ("die", "died: its process was killed by signal 9 (SIGKILL)", 2),
+        ("exit", "died: its process ended with exit code 3", 2),
+    ],
+)
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, restarts):
+    alone(fault_of_a_process, what, told, limit, restarts)
+
+
+def constructor_that_fails_in_the_worker():
+    with pytest.raises(EnvironmentFault, match="raised LookupError: no licence for this process") as caught:
+        faulty("async", "worker")
+    assert caught.value.index == 0
+    assert "in __init__" in caught.value.trace
+    assert multiprocessing.active_children() == []
+
+
+def test_a_constructor_that_fails_only_in_a_process_is_told(alone):
+    alone(constructor_that_fails_in_the_worker)
+
+
+def waits_for_ever():
+    envs = faulty("async", "deaf", at=1, step_timeout=None)
+    print(*(process.pid for process in envs.processes), flush=True)
+    envs.step(np.zeros(3, int))
+
+
+def test_processes_end_with_a_trainer_that_is_killed(alone):
+    process = alone.start(waits_for_ever)
+    workers = process.stdout.readline().split()
+    assert len(workers) == 3, workers
+    time.sleep(0.3)  # until one hangs
+    assert not any(map(gone, workers))
+    assert process.poll() is None
+    process.kill()
+    deadline = time.monotonic() + 3
+    while not all(map(gone, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert all(map(gone, workers))
+
+
+def handlers_of_a_trainer(first):
+    """Handlers that set a flag: signals to all leave the processes be, and a hung one can be closed."""
+    seen = []
+
+    def handle():
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+
+    if first:
+        handle()
+    envs = faulty("async", "hang", at=3, step_timeout=None)
+    if not first:
+        handle()
+    envs.step(np.zeros(3, int))
+    os.killpg(0, signal.SIGINT)
+    os.killpg(0, signal.SIGTERM)
+    assert (envs.step(np.zeros(3, int))[0] == 2).all(), "a step after the signals"
+    assert seen == [signal.SIGINT, signal.SIGTERM]
+    envs.step_async(np.zeros(3, int))
+    time.sleep(0.3)
+    begun = time.monotonic()
+    envs.close(terminate=True)
+    assert time.monotonic() - begun < 5
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_signals_to_the_trainer_leave_the_processes_be(alone, first):
+    alone(handlers_of_a_trainer, first)
+
+
+def left_open():
+    global envs  # until the very end
+    envs = faulty("async", "deaf", at=3, step_timeout=None)
+    envs.step(np.zeros(3, int))
+    envs.step(np.zeros(3, int))
+    envs.step_async(np.zeros(3, int))
+    time.sleep(0.2)
+
+
+def test_a_trainer_that_forgets_to_close_ends(alone):
+    alone(left_open)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_out_of_range_are_refused(kind):
+    with pytest.raises(ValueError, match="step_timeout is above 0, in seconds, or None: it is 0"):
+        make("CartPole-v1", 2, vectorization=kind, step_timeout=0)
+    with pytest.raises(ValueError, match="env_restarts is a whole number, at least 0: it is -1"):
+        make("CartPole-v1", 2, vectorization=kind, env_restarts=-1)
+
+
+OF_A_MODULE = """
+import gymnasium as gym, numpy as np
+
+class Bad(gym.Env):
+    observation_space = gym.spaces.Box(-9, 9, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        if self.time == 40:
+            %s
+        return observation, 1.0, False, False, {}
+
+gym.register("Bad-v0", Bad)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "does", "told"),
+    [
+        ("sync", "raise KeyError('lost')", "raised KeyError: 'lost'"),
+        ("async", "raise KeyError('lost')", "raised KeyError: 'lost'"),
+        (
+            "sync",
+            "return np.full(2, np.nan, np.float32), 1.0, False, False, {}",
+            "not finite in float32: it has nan",
+        ),
+        ("async", "return np.zeros(1, np.float32), 1.0, False, False, {}", "of shape (1,): (2,) is expected"),
+    ],
+)
+def test_by_script_a_fault_ends_with_70_and_says_where(repository, tmp_path, kind, does, told):
+    source = OF_A_MODULE.replace("return observation", "return np.zeros(2, np.float32)") % does
+    (tmp_path / "bad_module.py").write_text(source)
+    path = os.pathsep.join([str(tmp_path), str(repository)])
+    command = [sys.executable, str(repository / "agents/ppo.py"), "--env", "bad_module:Bad-v0"]
+    flags = ["--allow-import", "--num-envs", "2", "--vectorization", kind, "--quiet", "--no-track"]
+    done = subprocess.run(
+        [*command, *flags, "--runs-dir", str(tmp_path / "runs")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 70, done.stderr
+    assert "error: environment 0 of Bad-v0 (seed " in done.stderr
+    assert "episode 1, step 40) " in done.stderr
+    assert told in done.stderr
