@@ -96,15 +96,14 @@ def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
     target = report.target[kept]
     weight = torch.ones_like(report.cross_entropy) if report.weight is None else report.weight
     weight = weight.expand_as(report.cross_entropy)[kept]
-    (weight * head.cross_entropy(logits, target)).sum().backward()
-    assert logits.grad is not None
+    (gradient,) = torch.autograd.grad((weight * head.cross_entropy(logits, target)).sum(), logits)
     source = report.batch.input
     inputs = source[kept] if isinstance(source, Tensor) else [None] * len(target)
     p = head.mean(logits.detach())
     table = [
         ["input", "y", "p", "w", "H", "w · (p − y)" if isinstance(head, heads.Categorical) else "∂(w · H)"]
     ]
-    columns = zip(inputs, target, p, weight, report.cross_entropy[kept], logits.grad, strict=True)
+    columns = zip(inputs, target, p, weight, report.cross_entropy[kept], gradient, strict=True)
     table += [
         [_numbers(x), _numbers(y), _numbers(q), _numbers(w), _numbers(h, ".3f"), _numbers(g, "+.2f")]
         for x, y, q, w, h, g in columns
@@ -119,7 +118,7 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     """What an agent's policy term sees of a rollout."""
     from pgce.policies import actor_critic
     from pgce.rollout import Collector
-    from pgce.trainer import Trainer
+    from pgce.trainer import Trainer, train
 
     kind = {each.lower(): getattr(agents, each) for each in agents.__all__}[record.learner]
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
@@ -144,7 +143,9 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
         batch = agent.prepare(rollout, model) if examples is None else examples
     head = rollout.head
     trainer = Trainer(model, agent.terms(head), agent.build_optimizer(model))
-    return trainer.step(batch)["policy"], head
+    seen: list[Report] = []
+    train(trainer, [[batch]], after=lambda _, reports: seen.append(reports["policy"]))
+    return seen[0], head
 
 
 def _learned(record: Record) -> tuple[Report, heads.Head]:

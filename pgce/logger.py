@@ -143,6 +143,7 @@ class Logger:
         if resumed is not None:
             _make_older(folder)
             _forget(folder / METRICS, resumed)
+        folder.mkdir(parents=True, exist_ok=True)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
         self._writer = FileWriter(str(folder))
         # At every start but the first, TensorBoard forgets what it has of that step and later ones.
