@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "num_steps": 256, "gamma": 0.95,
                     "update_epochs": 10, "num_minibatches": 32, **_NORMALISED},
     "LunarLander-v3": _LANDER,
-    "LunarLanderContinuous-v3": {**_LANDER, "ent_coef": 0.0},
+    "LunarLanderContinuous-v3": {**_LANDER, "num_steps": 1024, "num_minibatches": 256},
     "HalfCheetah-v5": {**_WIDE, "learning_rate": 2e-5, "gamma": 0.98, "gae_lambda": 0.92, "clip_coef": 0.1,
                        "ent_coef": 4e-4, "vf_coef": 1.2, "max_grad_norm": 0.8, "update_epochs": 20,
                        "num_minibatches": 8},

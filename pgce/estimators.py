@@ -335,7 +335,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """The probability of each class, (B, K); of each label to be 1, (B, L), of several labels."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
-        return np.asarray(predict_proba(self.module_, self._tensor(X), head=self._head()).numpy())
+        return np.asarray(predict_proba(self.module_, self._tensor(X), head=self.head_).numpy())
 
     def evaluate(self, X: Any, y: Any) -> dict[str, float]:
         """The mean cross-entropy "loss" in nats, and what `pgce.metrics` knows of such targets.
@@ -348,7 +348,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         measure: Any = metrics.multilabel if self.multilabel_ else metrics.classification
         if batch["target"].is_floating_point():
             measure = None
-        return evaluate(self.module_, batch, head=self._head(), metrics=measure)
+        return evaluate(self.module_, batch, head=self.head_, metrics=measure)
 
     def dashboard(
         self,
@@ -375,7 +375,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             step,
             self.module_,
             self._held_out(X, y),
-            self._head(),
+            self.head_,
             class_names=names,
             image_shape=image_shape,
         )
@@ -385,7 +385,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         X, y = self._checked(X, y, reset=False)
         return Batch(self._tensor(X), {"target": self._labels(y, None, known=True)})
 
-    def _head(self) -> heads.Head:
+    @property
+    def head_(self) -> heads.Head:
+        """What the network's output means."""
         return heads.Bernoulli() if self.multilabel_ else heads.Categorical()
 
     def _goes_on(self) -> bool:
@@ -721,7 +723,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         """The expected value, or the quantile or expectile asked for, in the shape y had."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
-        values = predict_proba(self.module_, self._tensor(X), head=self._head).numpy()
+        values = predict_proba(self.module_, self._tensor(X), head=self.head_).numpy()
         return np.asarray(values[:, 0] if self._flat else values)
 
     def evaluate(self, X: Any, y: Any) -> dict[str, float]:
@@ -737,10 +739,11 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         scores = metrics.regression(target, torch.as_tensor(self.predict(X)))
         inputs = self._tensor(X)
         scaled = self._in_units(target.reshape(len(target), -1)).to(inputs.dtype)
-        return {**evaluate(self._trained(), (inputs, scaled), head=self._head), **scores}
+        return {**evaluate(self._trained(), (inputs, scaled), head=self.head_), **scores}
 
     @property
-    def _head(self) -> heads.Head:
+    def head_(self) -> heads.Head:
+        """What the network's output means."""
         if self.quantile is not None or self.distribution == "laplace":
             return heads.Laplace()
         return heads.Poisson() if self.distribution == "poisson" else heads.Gaussian()
@@ -757,7 +760,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         **options: Any,
     ) -> Regressor:
         check_choice("distribution", self.distribution, Noise)
-        if self._head == heads.Poisson() and y.min() < 0:
+        if self.head_ == heads.Poisson() and y.min() < 0:
             raise ValueError(f"counts are 0 or more: y holds {y.min():g}")
         weight = self._weights(sample_weight, X)
         inputs, target = (
@@ -785,7 +788,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             )
 
         rule = self._weight_rule(weighs=weight is not None)
-        terms = {"label": Term(self._head, weight=rule)}
+        terms = {"label": Term(self.head_, weight=rule)}
         self._train(
             target.shape[1], data, terms, fresh=fresh, epochs=epochs, validation=validation, **options
         )
@@ -799,18 +802,18 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         """What 0 and 1 stand for: mean and standard deviation; of counts the logarithm of the mean."""
         part = (share / share.sum()).unsqueeze(1)
         mean = (part * target).sum(0)
-        if self._head == heads.Poisson():
+        if self.head_ == heads.Poisson():
             self._shift, self._unit = mean.clamp(min=1e-6).log(), torch.ones_like(mean)
         else:
             spread = (part * (target - mean).square()).sum(0).sqrt()
             self._shift, self._unit = mean, torch.where(spread > 0, spread, 1.0)
 
     def _in_units(self, target: Tensor) -> Tensor:
-        return target if self._head == heads.Poisson() else (target - self._shift) / self._unit
+        return target if self.head_ == heads.Poisson() else (target - self._shift) / self._unit
 
     def _trained(self) -> nn.Module:
         # Counts are scored in their own unit, all else in units of the standard deviation.
-        return self.module_ if self._head == heads.Poisson() else self.module_.get_submodule("network")
+        return self.module_ if self.head_ == heads.Poisson() else self.module_.get_submodule("network")
 
     def _weight_rule(self, *, weighs: bool) -> Rule:
         """The product of all rules for w."""

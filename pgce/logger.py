@@ -1,7 +1,8 @@
-"""TensorBoard and console. Every tag is defined in one table; a failing log never stops training."""
+"""TensorBoard, JSON lines and console. Every tag stands in one table; a failing log never stops training."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -11,7 +12,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 from google.protobuf import text_format
@@ -26,9 +27,10 @@ from torch import Tensor
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve
 
+from pgce.checkpoint import write_file
 from pgce.trainer import Report
 
-__all__ = ["LAYOUT", "TAGS", "Bar", "Logger"]
+__all__ = ["LAYOUT", "METRICS", "TAGS", "Bar", "Logger"]
 
 TAGS = {
     "rollout/ep_rew_mean": "mean undiscounted return of the last 100 training episodes",
@@ -86,8 +88,12 @@ LAYOUT = {
 """The charts of the Custom Scalars tab."""
 
 
+METRICS = "metrics.jsonl"
+"""The file of numbers: an object a line, "step" and values by tag. It needs no TensorBoard to be read."""
+
+
 class Logger:
-    """Writes one run's TensorBoard events; errors are counted and warned of once, never raised.
+    """Writes one run's TensorBoard events and metrics.jsonl; errors are counted, told once, never raised.
 
     Hyper-parameters go to the HParams tab of this same run, with the last value of `metrics`.
 
@@ -97,6 +103,8 @@ class Logger:
         metrics: tags whose last value the HParams tab shows.
         resumed: the step from which a run goes on, whose folder has events: what they tell of later steps is
             forgotten; −1 of all. None begins a run.
+        also: called with every step and its numbers by tag: another tracker, say. What it raises ends the
+            run.
 
     Attributes:
         dropped: events that could not be written.
@@ -117,8 +125,11 @@ class Logger:
         hyperparameters: Mapping[str, Any] | None = None,
         metrics: list[str] | None = None,
         resumed: int | None = None,
+        also: Callable[[int, Mapping[str, float]], object] | None = None,
     ) -> None:
         self.dropped = 0
+        self._also = also
+        self._lines: IO[str] | None = None
         self._folder = folder
         self._writer: FileWriter | None = None
         self._session_end: Summary | None = None
@@ -131,6 +142,9 @@ class Logger:
     ) -> None:
         if resumed is not None:
             _make_older(folder)
+            _forget(folder / METRICS, resumed)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / METRICS).open("a", encoding="utf-8")
         self._writer = FileWriter(str(folder))
         # At every start but the first, TensorBoard forgets what it has of that step and later ones.
         begun = Event(session_log=SessionLog(status=SessionLog.START))
@@ -146,13 +160,18 @@ class Logger:
         self._writer.add_summary(custom_scalars(LAYOUT))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers by tag at `step`, as one event.
+        """Write numbers by tag at `step`, as one event and one line.
 
         Raises:
             KeyError: a tag is not in `TAGS`.
         """
         for tag in values:
             _defined(tag)
+        if self._also is not None:
+            self._also(step, values)
+        if self._lines is not None:
+            line = json.dumps({"step": step, **{tag: float(value) for tag, value in values.items()}})
+            self._guard(partial(print, line, file=self._lines))
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(lambda: summary, step)
 
@@ -246,9 +265,14 @@ class Logger:
         """Bring what was written to the disk."""
         if self._writer is not None:
             self._guard(self._writer.flush)
+        if self._lines is not None:
+            self._guard(self._lines.flush)
 
     def close(self) -> None:
         """End the run in the HParams tab and close the file."""
+        if self._lines is not None:
+            self._guard(self._lines.close)
+            self._lines = None
         if self._writer is None:
             return
         if self._session_end is not None:
@@ -293,6 +317,20 @@ def _make_older(folder: Path) -> None:
     if stamps and stamps[-1] >= f"{time.time():010.0f}":
         for number, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
             path.rename(path.with_name(path.name.replace(stamp, f"{number:010d}", 1)))
+
+
+def _forget(file: Path, step: int) -> None:
+    """Leave out the lines after a step, and one that was cut off."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):
+            continue
+    write_file(file, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _defined(tag: str) -> None:

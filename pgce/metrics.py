@@ -28,6 +28,7 @@ __all__ = [
     "interquartile_mean",
     "multilabel",
     "policy_change",
+    "probability_of_improvement",
     "regression",
     "right",
     "summary",
@@ -359,6 +360,37 @@ def interquartile_mean(scores: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]
     draws = np.random.default_rng(0).integers(runs.shape[-1], size=(2_000, runs.shape[-1]))
     low, high = np.quantile(middle(runs[..., draws]), (0.025, 0.975), axis=-1)
     return middle(runs), low, high
+
+
+def probability_of_improvement(scores: NDArray[Any], others: NDArray[Any]) -> tuple[float, float, float]:
+    """How probably a run scores more than one of the others, and the ends of its 95 % bootstrap interval.
+
+    The share of all pairs in which it does, ties counting half.
+
+    Args:
+        scores: of several runs, (R,).
+        others: of several runs, (S,).
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.metrics import probability_of_improvement
+        >>> probability_of_improvement(np.array([3.0, 4.0]), np.array([1.0, 3.0]))[0]
+        0.875
+
+    References:
+        Agarwal et al. (2021), Deep reinforcement learning at the edge of the statistical precipice.
+    """
+
+    def share(x: NDArray[Any], y: NDArray[Any]) -> Any:
+        """(..., R) and (..., S), without their last axes."""
+        more = (x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])
+        return more.mean((-2, -1))
+
+    generator = np.random.default_rng(0)
+    x, y = np.asarray(scores, np.float64), np.asarray(others, np.float64)
+    draws = (values[generator.integers(len(values), size=(2_000, len(values)))] for values in (x, y))
+    low, high = np.quantile(share(*draws), (0.025, 0.975))
+    return float(share(x, y)), float(low), float(high)
 
 
 def _array(values: Tensor) -> NDArray[Any]:

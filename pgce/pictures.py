@@ -1,9 +1,9 @@
-"""Pictures of a classifier's predictions, as arrays (H, W, 3) of bytes: for TensorBoard, or to save."""
+"""Pictures of predictions and of learning, as arrays (H, W, 3) of bytes: for TensorBoard, or to save."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pgce.metrics import calibration
+from pgce.metrics import calibration, interquartile_mean
 
-__all__ = ["confidently_wrong", "confusion_matrix", "reliability_diagram"]
+__all__ = ["confidently_wrong", "confusion_matrix", "learning_curves", "reliability_diagram"]
 
 Picture = NDArray[np.uint8]
+Curve = NDArray[np.float64]
+_POINTS = 200  # of a curve that is drawn
 
 
 def confusion_matrix(target: Tensor, probability: Tensor, names: Sequence[str]) -> Picture:
@@ -121,6 +123,44 @@ def confidently_wrong(
         axis.imshow((image - low) / ((high - low) or 1), cmap="gray")
         title = f"{names[label[i]]} taken for {names[guess[i]]}\n{confidence[i]:.1%} sure"
         axis.set_title(title, fontsize=7)
+    return _drawn(figure)
+
+
+def learning_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[Curve, Curve]]]]) -> Picture:
+    """Interquartile mean over seeds, and its 95 % bootstrap interval shaded: a panel an environment.
+
+    Args:
+        panels: by title, then by name of the learner, the curves of its seeds: steps and values (P,) each.
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.pictures import learning_curves
+        >>> seeds = [(np.array([0.0, 100.0]), np.array([0.0, end])) for end in (1.0, 2.0, 3.0)]
+        >>> learning_curves({"CartPole-v1": {"ppo": seeds}}).shape
+        (340, 450, 3)
+    """
+    columns = min(4, max(1, len(panels)))
+    rows = -(-len(panels) // columns)
+    width, height = (4.5, 3.4) if len(panels) == 1 else (3.0, 2.6)
+    figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout="constrained")
+    names = sorted({name for curves in panels.values() for name in curves})
+    for place, (title, curves) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        for name, seeds in sorted(curves.items()):
+            colour = f"C{names.index(name)}"
+            first = max(steps[0] for steps, _ in seeds)
+            last = max(first, min(steps[-1] for steps, _ in seeds))
+            grid = np.linspace(first, last, _POINTS)
+            mean, low, high = interquartile_mean(np.stack([np.interp(grid, *seed) for seed in seeds]))
+            axes.plot(grid, mean, label=name, color=colour)
+            if len(seeds) > 1:
+                axes.fill_between(grid, low, high, alpha=0.2, color=colour, linewidth=0)
+        axes.set_title(title, fontsize=10)
+        axes.xaxis.set_major_formatter(
+            lambda step, _: f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k"
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
     return _drawn(figure)
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
 from pgce.envs.guard import EnvironmentFault
+from pgce.flags import from_config, parse
 from pgce.folders import Lock, differences, named, stamped
+from pgce.records import SCORES
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -40,9 +41,6 @@ _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate
 _UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
 _MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
 """What may differ from the run that is resumed: it does not change what is learned."""
-
-_SCORES = "eval_mean", "test_accuracy", "test_r2"
-"""What a result is judged by: the first of these that it has."""
 
 
 @dataclass(kw_only=True)
@@ -347,19 +345,38 @@ class _Several:
     """Train with each of these seeds, in place of one, and tell the interquartile mean of what they reach."""
     jobs: int = 1
     """How many of those runs at once, each quietly in a process of its own."""
+    config: str | None = None
+    """Begin with the settings in the config.json of a run, given as the file or the run's folder."""
 
 
-def main(learner: type[Any], description: str | None) -> None:
+def main(
+    learner: type[Any], description: str | None, words: Sequence[str] | None = None, prog: str | None = None
+) -> None:
     """The command line of a learner: its settings as flags, then its run, or one a seed.
 
     Exits with 0; 130 after Ctrl-C and 143 after SIGTERM, with everything saved; 2 for a bad setting or
     environment, 70 for training that stopped being finite or an environment that failed, 74 for an
     input/output error, also of a checkpoint while training went on. Of several runs, the first that fails is
     the last.
+
+    Args:
+        learner: the dataclass of its settings.
+        description: for `--help`.
+        words: of the command line; those of this process if not given.
+        prog: the program's name, for `--help`.
     """
+    words = sys.argv[1:] if words is None else words
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
-    default = flags.from_words(sys.argv[1:]) if hasattr(flags, "from_words") else None
-    given = tyro.cli(flags, description=description, default=default)
+    default = flags.from_words(words) if hasattr(flags, "from_words") else None
+    config = [f for w, f in zip(words, [*words[1:], ""], strict=True) if w == "--config"]
+    config += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    if config:
+        try:
+            default = flags(**vars(from_config(learner, config[-1])))
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+    given = parse(flags, words, prog=prog, description=description, default=default)
     settings = learner(**{field.name: getattr(given, field.name) for field in dataclasses.fields(learner)})
     if given.seeds or given.jobs != 1:
         _train_each(settings, given.seeds, given.jobs)
@@ -411,7 +428,7 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
         for code, result in map(_outcome, runs) if alone else pool.map(_in_a_process, runs):
             if code:
                 sys.exit(code)
-            score = next(name for name in _SCORES if name in result)
+            score = next(name for name in SCORES if name in result)
             scores.append(result[score])
             if not (alone or settings.quiet):
                 told = f"{result['seed']}: {score} {result[score]:.4g}, {result['run']}"

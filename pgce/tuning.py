@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import tyro
 
 from pgce import agents
+from pgce.flags import parse
 from pgce.folders import stamped
 from pgce.policy_gradient import Agent
 from pgce.run import train_or_exit
@@ -237,7 +239,7 @@ class Tuning:
     def train(self) -> Tuned:
         """Search, and print the command line of what was best."""
         (kind,) = (getattr(agents, name) for name in agents.__all__ if name.lower() == self.agent)
-        given: Agent = tyro.cli(kind, args=self.words, default=kind.from_words(self.words))
+        given: Agent = parse(kind, self.words, default=kind.from_words(self.words))
         names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in self.words}
         settings = {
             field.name: getattr(given, field.name)
@@ -255,10 +257,17 @@ class Tuning:
         return tuned
 
 
-def _main() -> None:
-    tuning, words = tyro.cli(Tuning, description=__doc__, return_unknown_args=True)
-    train_or_exit(dataclasses.replace(tuning, words=tuple(words)))
+def main(words: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """The command line of the search, whose exit codes are those of `pgce.run.main`.
+
+    Args:
+        words: of the command line; those of this process if not given.
+        prog: the program's name, for `--help`.
+    """
+    words = sys.argv[1:] if words is None else words
+    tuning, others = parse(Tuning, words, prog=prog, description=__doc__, unknown=True)
+    train_or_exit(dataclasses.replace(tuning, words=tuple(others)))
 
 
 if __name__ == "__main__":
-    _main()
+    main()

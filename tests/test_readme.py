@@ -9,7 +9,10 @@ import shlex
 import pytest
 import tyro
 
+import pgce
 from pgce.agents import Reinforce, Supervised
+from pgce.command import AGENTS, COMMANDS
+from pgce.flags import parse
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,19 @@ def test_the_commands_parse(readme, repository):
             tyro.cli(learner, args=words)
         if name.endswith(".py"):
             assert (repository / name).is_file()
+
+
+def test_the_commands_of_pgce_exist(readme):
+    lines = re.findall(r"^    pgce (\w+) (.*?)(?:#.*)?$", readme, re.MULTILINE)
+    assert len(lines) >= 8
+    for command, words in lines:
+        assert command in COMMANDS
+        if command in ("train", "classify"):
+            name, *flags = shlex.split(words)
+            learner = Supervised if command == "classify" else getattr(pgce.agents, AGENTS[name])
+            assert parse(learner, flags) is not None
+    for name in set(COMMANDS) - {command for command, _ in lines}:
+        assert f"`{name}`" in readme
 
 
 def test_the_lines_that_differ_are_those_of_the_agents(readme, repository):

@@ -31,6 +31,7 @@ FILES = [
     "attempts.json",
     "command.txt",
     "config.json",
+    "metrics.jsonl",
     "model.safetensors",
     "result.json",
     "run.lock",

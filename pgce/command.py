@@ -1,0 +1,419 @@
+"""The `pgce` command. Every subcommand is a function here; what it needs is imported when it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json as json_
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pgce.flags import nearest, parse
+
+__all__ = ["main"]
+
+AGENTS = {
+    name.lower(): name for name in ("PPO", "A2C", "Reinforce", "RLOO", "GRPO", "AWR", "VTrace", "CEM", "BC")
+}
+"""Learners of `pgce train`, with the class of each."""
+OPTIONAL = {
+    "robots and walkers": ("gymnasium[box2d,mujoco]", "Box2D", "mujoco"),
+    "drawing environments": ("gymnasium[classic-control]", "pygame"),
+    "videos": ("pgce[video]", "imageio", "imageio_ffmpeg"),
+    "tuning": ("pgce[tune]", "optuna"),
+    "ONNX": ("pgce[export]", "onnx", "onnxscript"),
+    "recorded data": ("pgce[minari]", "minari"),
+    "tables": ("pgce[tables]", "pandas", "pyarrow"),
+    "EnvPool": ("envpool", "envpool"),
+}
+"""What a part is for, how it is installed, and the modules that it needs."""
+
+Run = Annotated[str, tyro.conf.Positional]
+Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
+
+
+def train(words: Sequence[str]) -> None:
+    """Train an agent: pgce train ppo --env-id LunarLander-v3."""
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            f"usage: pgce train AGENT [flags]\n\nAGENT is one of {', '.join(AGENTS)}.\n"
+            "pgce train AGENT --help lists its flags."
+        )
+        return
+    name = nearest(words[0], AGENTS, "an agent")
+    _learner(AGENTS[name], words[1:], f"pgce train {name}")
+
+
+def classify(words: Sequence[str]) -> None:
+    """Train a classifier or regressor on data: pgce classify digits --label-smoothing 0.1."""
+    data = [] if not words or words[0].startswith("-") else ["--data", words[0]]
+    _learner("Supervised", [*data, *words[len(data) // 2 :]], "pgce classify DATA")
+
+
+def tune(words: Sequence[str]) -> None:
+    """Search an agent's settings: pgce tune ppo --env-id CartPole-v1 --trials 20."""
+    import_module("pgce.tuning").main(words, "pgce tune")
+
+
+def evaluate(
+    run: Run,
+    /,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    greedy: bool = True,
+    env_id: str | None = None,
+    allow_import: bool = False,
+    json: bool = False,
+) -> None:
+    """Tell how well the agent of a run does on fresh episodes.
+
+    Args:
+        run: its folder.
+        episodes: how many.
+        seed: of environments and actions.
+        greedy: take the most probable actions, instead of drawing them.
+        env_id: another environment with the same spaces.
+        allow_import: permit ids of the form module:Env-v0, whose module is imported and so run.
+        json: print one JSON object.
+    """
+    returns = _agent(run, allow_import).evaluate(episodes, env_id=env_id, seed=seed, greedy=greedy)
+    result = {
+        "run": run,
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+        "episodes": len(returns),
+    }
+    if json:
+        print(json_.dumps(result))
+    else:
+        print(
+            f"mean return {result['mean']:.1f} ± {result['std']:.1f} over {len(returns)} episodes, "
+            f"{result['min']:.1f} to {result['max']:.1f}"
+        )
+
+
+def watch(
+    run: Run,
+    /,
+    *,
+    out: str | None = None,
+    episodes: int = 1,
+    seed: int = 0,
+    greedy: bool = True,
+    allow_import: bool = False,
+) -> None:
+    """Watch the agent of a run: in a window, or as a film where there is no screen.
+
+    Args:
+        run: its folder.
+        out: write a film, .gif or .mp4, instead of opening a window.
+        episodes: how many, one after the other.
+        seed: of the first.
+        greedy: take the most probable actions, instead of drawing them.
+        allow_import: permit ids of the form module:Env-v0, whose module is imported and so run.
+    """
+    from pgce import films
+
+    agent = _agent(run, allow_import)
+    screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if out is None and not screen:
+        out = str(Path(run) / "film.gif")
+    frames = []
+    for episode in range(episodes):
+        mode = "human" if out is None else "rgb_array"
+        shown = list(films.play(agent, mode=mode, seed=seed + episode, greedy=greedy))
+        frames += [frame for frame, _ in shown if frame is not None]
+        total = shown[-1][1]
+        print(f"episode {episode + 1}: return {total:.1f}")
+    if out is not None:
+        print(f"film: {films.save(out, frames)}")
+
+
+def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> None:
+    """Draw the learning curves of runs: interquartile mean over seeds with interval, a panel an environment.
+
+    Args:
+        runs: their folders; runs/* for all.
+        out: the picture, .png.
+        tag: of the curve, train/entropy say; if not given the return, or the accuracy.
+    """
+    from PIL import Image
+
+    from pgce.pictures import learning_curves
+    from pgce.records import Record, groups
+
+    panels: dict[str, dict[str, Any]] = {}
+    for (subject, learner), records in groups([Record.read(run) for run in _some(runs)]).items():
+        panels.setdefault(subject, {})[learner] = [record.curve(tag) for record in records]
+    Image.fromarray(learning_curves(panels)).save(out)
+    print(f"{sum(map(len, panels.values()))} curves of {len(runs)} runs: {out}")
+
+
+def compare(runs: Runs, /, *, json: bool = False) -> None:
+    """Compare runs by their last evaluation: interquartile mean, interval, and who probably does better.
+
+    Args:
+        runs: their folders, several seeds of each learner.
+        json: print one JSON object a line.
+    """
+    import numpy as np
+
+    from pgce.metrics import interquartile_mean, probability_of_improvement
+    from pgce.records import Record, groups
+
+    scores: dict[str, dict[str, Any]] = {}
+    for (subject, learner), records in groups([Record.read(run) for run in _some(runs)]).items():
+        found = [record.score[1] for record in records if record.score is not None]
+        if not found:
+            raise ValueError(f"runs that have ended are compared: of {learner} on {subject} none has")
+        scores.setdefault(subject, {})[learner] = np.array(found)
+    rows = []
+    for subject, learners in scores.items():
+        best = max(learners, key=lambda name: float(interquartile_mean(learners[name])[0]))
+        for learner, values in sorted(learners.items()):
+            mean, low, high = (float(value) for value in interquartile_mean(values))
+            row: dict[str, Any] = {
+                "on": subject,
+                "learner": learner,
+                "runs": len(values),
+                "iqm": mean,
+                "low": low,
+                "high": high,
+            }
+            if learner != best:
+                row["best"] = best
+                row["improves"] = probability_of_improvement(learners[best], values)
+            rows.append(row)
+    if json:
+        for row in rows:
+            print(json_.dumps(row))
+        return
+    table = [["on", "learner", "runs", "IQM", "95 % interval", "probability that the best one does better"]]
+    for row in rows:
+        better = "best"
+        if "improves" in row:
+            chance, low, high = row["improves"]
+            better = f"{chance:.2f} [{low:.2f}, {high:.2f}]"
+        table.append(
+            [
+                row["on"],
+                row["learner"],
+                str(row["runs"]),
+                f"{row['iqm']:.4g}",
+                f"{row['low']:.4g} to {row['high']:.4g}",
+                better,
+            ]
+        )
+    _print(table)
+
+
+def runs(folder: Annotated[str, tyro.conf.Positional] = "runs", /) -> None:
+    """List the runs in a folder, with their state and what came of them.
+
+    Args:
+        folder: in which they lie.
+    """
+    from pgce import records
+
+    table = [["run", "learner", "on", "seed", "state", "steps", "result"]]
+    for record in records.runs(folder):
+        score = "" if record.score is None else f"{record.score[0]} {record.score[1]:.4g}"
+        steps = str(record.result.get("steps", ""))
+        table.append(
+            [
+                record.path.name,
+                record.learner,
+                record.subject,
+                str(record.config.get("seed", "")),
+                record.state,
+                steps,
+                score,
+            ]
+        )
+    _print(table)
+
+
+def export(run: Run, file: Annotated[str, tyro.conf.Positional], /, *, allow_import: bool = False) -> None:
+    """Write the policy of a run, with its normaliser, as a program that needs no pgce.
+
+    Args:
+        run: its folder.
+        file: .pt2 for torch.export, .onnx for ONNX.
+        allow_import: permit ids of the form module:Env-v0, whose module is imported and so run.
+    """
+    print(_agent(run, allow_import).export(file))
+
+
+def explain(
+    what: Annotated[str, tyro.conf.Positional], /, *, rows: int = 6, allow_import: bool = False
+) -> None:
+    """Explain a learner or a rule, or one batch of a run: input, target y, p, weight w, gradient w·(p − y).
+
+    Args:
+        what: ppo, focal, ...; or the folder of a run.
+        rows: of the batch.
+        allow_import: permit ids of the form module:Env-v0, whose module is imported and so run.
+    """
+    from pgce import explaining
+
+    if Path(what).is_dir():
+        print(explaining.run(what, rows, allow_import=allow_import))
+    else:
+        print(explaining.name(what))
+
+
+def doctor() -> None:
+    """Tell versions, devices, and which optional parts are installed."""
+    from importlib.util import find_spec
+
+    import torch
+
+    table = [["python", sys.version.split()[0], ""]]
+    for package in (
+        "pgce",
+        "torch",
+        "gymnasium",
+        "numpy",
+        "tensorboard",
+        "scikit-learn",
+        "safetensors",
+        "tyro",
+    ):
+        try:
+            table.append([package, version(package), ""])
+        except PackageNotFoundError:
+            table.append([package, "not installed as a package", ""])
+    devices = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    table.append(["devices", ", ".join(["cpu", *devices]), f"{os.cpu_count()} processors"])
+    for part, (how, *modules) in OPTIONAL.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        table.append([part, "missing" if missing else "there", f'pip install "{how}"' if missing else ""])
+    _print(table)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "classify": classify,
+    "evaluate": evaluate,
+    "watch": watch,
+    "plot": plot,
+    "compare": compare,
+    "runs": runs,
+    "tune": tune,
+    "export": export,
+    "explain": explain,
+    "doctor": doctor,
+}
+_OF_WORDS = {"train", "classify", "tune"}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line. Exit codes are those of `pgce.run.main`; 2 for what does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> from pgce.command import main
+        >>> main(["runs", tempfile.mkdtemp()])
+        run  learner  on  seed  state  steps  result
+    """
+    words = sys.argv[1:] if words is None else list(words)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: pgce COMMAND ...\n\n{__import__('pgce').__doc__}\n")
+        _print([[f"  {name}", _summary(function)] for name, function in COMMANDS.items()])
+        print("\npgce COMMAND --help tells more. Shell completion: source <(pgce completion bash), or zsh.")
+        return
+    try:
+        if words[0] == "completion":
+            _completion(words[1:])
+            return
+        name = nearest(words[0], COMMANDS, "a command")
+        if name in _OF_WORDS:
+            COMMANDS[name](words[1:])
+        else:
+            parse(COMMANDS[name], words[1:], prog=f"pgce {name}")
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, FileNotFoundError) else 74)
+
+
+def _learner(name: str, words: Sequence[str], prog: str) -> None:
+    from pgce.run import main as run
+
+    module = import_module(f"pgce.agents.{name.lower()}")
+    run(getattr(module, name), module.__doc__, words, prog)
+
+
+def _agent(run: str, allow_import: bool) -> Any:
+    from pgce.records import Record
+    from pgce.trained import TrainedAgent
+
+    if "env_id" not in Record.read(run).config:
+        raise ValueError(
+            f"an agent's run is asked for: {run!r} is that of a {Record.read(run).learner} learner"
+        )
+    return TrainedAgent(run, allow_import=allow_import)
+
+
+def _some(runs: Sequence[str]) -> Sequence[str]:
+    if not runs:
+        raise ValueError("at least one run is given, as its folder: there is none (pgce runs lists them)")
+    return runs
+
+
+def _summary(function: Callable[..., None]) -> str:
+    return (function.__doc__ or "").splitlines()[0]
+
+
+def _print(table: list[list[str]]) -> None:
+    """A table in columns as wide as they need."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _completion(words: Sequence[str]) -> None:
+    """Print the script that bash sources, or zsh after bashcompinit: commands, agents and all their flags."""
+    nearest(words[0] if words else "", ["bash", "zsh"], "a shell")
+    cases = {
+        "": [*COMMANDS, "completion"],
+        "train": list(AGENTS),
+        "tune": list(AGENTS),
+        "completion": ["bash", "zsh"],
+    }
+    for name, command in COMMANDS.items():
+        parameters = inspect.signature(command).parameters.values()
+        cases.setdefault(name, [_flag(each.name) for each in parameters if each.kind == each.KEYWORD_ONLY])
+    for name, kind in [
+        *((f"{c} {agent}", k) for c in ("train", "tune") for agent, k in AGENTS.items()),
+        ("classify", "Supervised"),
+    ]:
+        learner = getattr(import_module("pgce.agents"), kind)
+        cases[name] = [_flag(field.name) for field in dataclasses.fields(learner)]
+    print("_pgce() {\n  local words\n  case ${COMP_WORDS[*]:1:COMP_CWORD-1} in")
+    for name, choices in sorted(cases.items(), key=lambda case: -len(case[0])):
+        pattern = '""' if name == "" else f'"{name}"*'
+        print(f"    {pattern}) words='{' '.join(choices)}' ;;")
+    print('  esac\n  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))\n}')
+    print(
+        "autoload -U bashcompinit && bashcompinit" if words[0] == "zsh" else "",
+        end="\n" if words[0] == "zsh" else "",
+    )
+    print("complete -o default -F _pgce pgce")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,169 @@
+"""What a learner or a rule is, and what one batch of a run looks like in the objective."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import closing
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgce import agents, envs, heads, returns, samplers, targets, weights
+from pgce.checkpoint import load_tensors
+from pgce.flags import from_config, nearest
+from pgce.records import Record
+from pgce.saving import load
+from pgce.trainer import Report
+
+__all__ = ["batch_table", "name", "run"]
+
+_RULES = weights, targets, heads, returns, samplers
+
+
+def name(of: str) -> str:
+    """What a learner or a rule is: its formula and source, from its docstring.
+
+    Raises:
+        ValueError: there is none of that name.
+
+    Example:
+        >>> from pgce import explaining
+        >>> explaining.name("exponential").splitlines()[0]
+        'pgce.weights.exponential(advantage: Tensor, beta: float = 1.0, cap: float = 20.0) -> Tensor'
+    """
+    learners = {each.lower(): each for each in agents.__all__}
+    rules = {rule: module for module in reversed(_RULES) for rule in module.__all__}
+    found = nearest(of.lower() if of.lower() in learners else of, [*learners, *rules], "a learner or rule")
+    if found in learners:
+        module = import_module(f"pgce.agents.{found}")
+        learner = getattr(module, learners[found])
+        lines = [str(inspect.getdoc(module))]
+        if hasattr(learner, "weight"):
+            lines += [
+                "",
+                "target  the action",
+                f"weight  {inspect.getdoc(learner.weight) or inspect.getdoc(learner.prepare)}",
+            ]
+        return "\n".join([*lines, "", f"file    agents/{found}.py"])
+    rule = getattr(rules[found], found)
+    signature = str(inspect.signature(rule)).replace("'", "")
+    return f"{rules[found].__name__}.{found}{signature}\n\n{inspect.getdoc(rule)}"
+
+
+def run(folder: str | Path, rows: int = 6, *, allow_import: bool = False) -> str:
+    """One batch of a run as a table: of an agent, what it does now; of a classifier, its data.
+
+    Args:
+        folder: of the run, whose files stay as they are.
+        rows: of the batch, as many at most.
+        allow_import: see `pgce.trained.TrainedAgent`.
+
+    Raises:
+        ValueError: the folder holds no run, or no trained one.
+    """
+    record = Record.read(folder)
+    report, head = _acted(record, allow_import) if "env_id" in record.config else _learned(record)
+    return batch_table(report, head, rows)
+
+
+def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
+    """A report's first rows: input, target y, p, weight w, cross-entropy H, gradient on the logits.
+
+    The gradient is that of w · H, w · (p − y) for classes.
+
+    Example:
+        >>> import torch, pgce
+        >>> from pgce.explaining import batch_table
+        >>> from pgce.trainer import Report
+        >>> y, w = torch.tensor([1, 0]), torch.tensor([2.0, -1.0])
+        >>> head, logits = pgce.heads.Categorical(), torch.zeros(2, 2)
+        >>> batch = pgce.Batch(torch.eye(2), {"target": y})
+        >>> print(
+        ...     batch_table(
+        ...         Report(logits, y, head.cross_entropy(logits, y), w, torch.tensor(0.0), batch), head
+        ...     )
+        ... )
+        input      y  p          w      H      w · (p − y)
+        1.00 0.00  1  0.50 0.50  2.00   0.693  +1.00 -1.00
+        0.00 1.00  0  0.50 0.50  -1.00  0.693  +0.50 -0.50
+    """
+    kept = slice(min(rows, len(report.cross_entropy)))
+    logits = report.logits[kept].detach().clone().requires_grad_()
+    target = report.target[kept]
+    weight = torch.ones_like(report.cross_entropy) if report.weight is None else report.weight
+    weight = weight.expand_as(report.cross_entropy)[kept]
+    (gradient,) = torch.autograd.grad((weight * head.cross_entropy(logits, target)).sum(), logits)
+    source = report.batch.input
+    inputs = source[kept] if isinstance(source, Tensor) else [None] * len(target)
+    p = head.mean(logits.detach())
+    table = [
+        ["input", "y", "p", "w", "H", "w · (p − y)" if isinstance(head, heads.Categorical) else "∂(w · H)"]
+    ]
+    columns = zip(inputs, target, p, weight, report.cross_entropy[kept], gradient, strict=True)
+    table += [
+        [_numbers(x), _numbers(y), _numbers(q), _numbers(w), _numbers(h, ".3f"), _numbers(g, "+.2f")]
+        for x, y, q, w, h, g in columns
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
+    """What an agent's policy term sees of a rollout."""
+    from pgce.policies import actor_critic
+    from pgce.rollout import Collector
+    from pgce.trainer import Trainer, train
+
+    kind = {each.lower(): getattr(agents, each) for each in agents.__all__}[record.learner]
+    agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
+    options = {"vectorization": agent.vectorization, "allow_import": allow_import}
+    with closing(envs.make(agent.env_id, max(8, agent.group_size), **options)) as many:
+        model = actor_critic(agent, many)
+        model.load_state_dict(load_tensors(record.path / "model.safetensors"))
+        generator = torch.Generator().manual_seed(agent.seed)
+        collector = Collector(
+            many,
+            model.policy,
+            min(agent.num_steps, 64),
+            seed=agent.seed,
+            generator=generator,
+            continuous=agent.continuous,
+        )
+        rollout = collector.collect()
+        if model.reward_scale is not None:
+            done = rollout.terminated | rollout.truncated
+            rollout = replace(rollout, reward=model.reward_scale(rollout.reward, done, rollout.valid))
+        examples = agent.examples(collector)
+        batch = agent.prepare(rollout, model) if examples is None else examples
+    head = rollout.head
+    trainer = Trainer(model, agent.terms(head), agent.build_optimizer(model))
+    seen: list[Report] = []
+    train(trainer, [[batch]], after=lambda _, reports: seen.append(reports["policy"]))
+    return seen[0], head
+
+
+def _learned(record: Record) -> tuple[Report, heads.Head]:
+    """What a classifier sees of its training data."""
+    from pgce.envs import datasets
+
+    estimator: Any = load(record.path)
+    data = datasets.load(record.config["data"], record.config["target"])
+    seen: list[Report] = []
+    estimator.set_params(warm_start=True, epochs=1, log=None, checkpoints=None)
+    estimator.fit(data.train_inputs, data.train_labels, after=lambda row, report: seen.append(report))
+    return seen[-1], estimator.head_
+
+
+def _numbers(value: Any, form: str = ".2f", most: int = 4) -> str:
+    """The first few numbers of an array; an integer as such."""
+    if value is None:
+        return "…"
+    flat = torch.as_tensor(value).detach().cpu().reshape(-1)
+    words = [str(x) if isinstance(x, (int, bool)) else f"{x:{form}}" for x in flat[:most].tolist()]
+    return " ".join([*words, *(["…"] if len(flat) > most else [])])

@@ -1,0 +1,104 @@
+"""Episodes of a trained agent as a film, or in a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pgce.trained import TrainedAgent
+
+__all__ = ["play", "save"]
+
+
+def play(
+    agent: TrainedAgent, *, mode: str = "rgb_array", seed: int = 0, greedy: bool = True, most: int = 1_000
+) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
+    """One episode, a step at a time: the picture (H, W, 3) and the return so far.
+
+    Args:
+        agent: that acts.
+        mode: "rgb_array" gives pictures, "human" shows a window and gives None.
+        seed: of the episode.
+        greedy: take the most probable actions.
+        most: steps after which the episode is left.
+
+    Raises:
+        ValueError: the environment cannot be shown so.
+        ImportError: a package that it draws with is not there.
+    """
+    try:
+        env = gym.make(agent.env_id, render_mode=mode)
+    except gym.error.DependencyNotInstalled as error:
+        raise ImportError(f"{agent.env_id} needs a package to be drawn: {error}") from None
+    except (gym.error.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{agent.env_id} cannot be shown by {mode}: {error}") from None
+    with closing(env):
+        if mode not in (env.metadata.get("render_modes") or ()):
+            raise ValueError(
+                f"{agent.env_id} cannot be shown by {mode}: it knows {env.metadata.get('render_modes')}"
+            )
+        observation, info = env.reset(seed=seed)
+        agent.reset()
+        total, done, steps = 0.0, False, 0
+        yield _frame(env, mode), total
+        while not done and steps < most:
+            action = agent.act(observation, action_mask=info.get("action_mask"), greedy=greedy)
+            observation, reward, terminated, truncated, info = env.step(action)
+            total, done, steps = total + float(reward), terminated or truncated, steps + 1
+            yield _frame(env, mode), total
+
+
+def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -> Path:
+    """Write pictures (H, W, 3) as a .gif, or as an .mp4 where imageio and imageio-ffmpeg are installed.
+
+    A GIF has at most some 300 of them, evenly chosen, at most 400 pixels wide: it stays small.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from pgce import films
+        >>> path = films.save(tempfile.mkdtemp() + "/a.gif", [np.zeros((8, 8, 3), np.uint8)] * 3)
+        >>> path.stat().st_size > 0
+        True
+
+    Raises:
+        ValueError: there is no picture, or the name ends otherwise.
+        ImportError: .mp4 without those packages.
+    """
+    file = Path(path)
+    if not frames:
+        raise ValueError("a film has at least one picture: frames is empty")
+    if file.suffix == ".mp4":
+        try:
+            import imageio.v3 as iio
+            import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        except ImportError as error:
+            raise ImportError('an .mp4 needs packages: pip install "pgce[video]", or take .gif') from error
+        height, width = (2 * (side // 2) for side in frames[0].shape[:2])  # the codec wants even sides
+        iio.imwrite(file, np.stack(frames)[:, :height, :width], fps=fps, macro_block_size=1)
+        return file
+    if file.suffix != ".gif":
+        raise ValueError(f"a film ends in .gif or .mp4: it is {str(file)!r}")
+    every = -(-len(frames) // _MOST_FRAMES)
+    images = [Image.fromarray(frame) for frame in frames[::every]]
+    width, height = images[0].size
+    if width > _WIDEST:
+        images = [image.resize((_WIDEST, height * _WIDEST // width)) for image in images]
+    duration = max(20, round(1_000 * every / fps))  # browsers take less for slow
+    images[0].save(file, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
+    return file
+
+
+_MOST_FRAMES = 300
+_WIDEST = 400  # pixels
+
+
+def _frame(env: Any, mode: str) -> NDArray[np.uint8] | None:
+    return np.asarray(env.render(), np.uint8) if mode == "rgb_array" else None

@@ -1,0 +1,136 @@
+"""Settings from the words of a command line: tyro's parser, with short errors and settings from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+__all__ = ["from_config", "nearest", "parse"]
+
+T = TypeVar("T")
+
+_NOT_KEPT = {"run", "resume", "allow_change"}
+"""Settings of a run's config.json that another run does not take over: its folder."""
+
+
+def parse(
+    kind: Any,
+    words: Sequence[str],
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+    default: Any = None,
+    unknown: bool = False,
+) -> Any:
+    """The settings, or what the function returns, that the words say.
+
+    An error is told in at most three lines, and ends the process with exit code 2.
+
+    Args:
+        kind: a dataclass, or a function with annotations.
+        words: of the command line, after the program's name.
+        prog: the program's name, for the help.
+        description: for the help; the docstring if not given.
+        default: settings that the words change.
+        unknown: also return the words that are not understood, instead of refusing them.
+
+    Example:
+        >>> from pgce.agents import PPO
+        >>> from pgce.flags import parse
+        >>> parse(PPO, ["--gamma", "0.9"]).gamma
+        0.9
+        >>> parse(PPO, ["--gama", "0.9"])
+        Traceback (most recent call last):
+        ...
+        SystemExit: 2
+    """
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            options: dict[str, Any] = {"prog": prog, "description": description, "default": default}
+            result: Any = tyro.cli(kind, args=list(words), return_unknown_args=unknown, **options)  # type: ignore[call-overload]
+            return result
+    except SystemExit as ended:
+        if ended.code:
+            print(_short(told.getvalue()), file=sys.stderr)
+        raise
+
+
+def from_config(kind: type[T], file: str | Path) -> T:
+    """The settings that a run's config.json has, for a run of its own.
+
+    Args:
+        kind: the learner.
+        file: config.json, or the run's folder.
+
+    Raises:
+        ValueError: the file is damaged, of another learner, or has settings that this one does not.
+        FileNotFoundError: there is none.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from pgce.agents import PPO
+        >>> from pgce.flags import from_config
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "config.json"
+        >>> _ = file.write_text(json.dumps({"learner": "ppo", "gamma": 0.9, "hidden_sizes": [32, 32]}))
+        >>> from_config(PPO, file).hidden_sizes
+        (32, 32)
+    """
+    path = Path(file)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_bytes())
+        learner = content.pop("learner", kind.__name__.lower())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if learner != kind.__name__.lower():
+        raise ValueError(f"{path} has settings of {learner}: these are of {kind.__name__.lower()}")
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(content.keys() - known)
+    if unknown:
+        raise ValueError(f"{path} has settings that {learner} does not: {', '.join(unknown)}")
+    kept = {name: value for name, value in content.items() if name not in _NOT_KEPT}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+    """The name, if it is known.
+
+    Raises:
+        ValueError: it is not; the message says which is nearest.
+
+    Example:
+        >>> from pgce.flags import nearest
+        >>> nearest("pop", ["ppo", "a2c"], "an agent")
+        Traceback (most recent call last):
+        ...
+        ValueError: an agent is one of ppo, a2c: it is 'pop' (did you mean ppo?)
+    """
+    names = list(known)
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name.lower(), names, 1, 0.5)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise ValueError(f"{what} is one of {', '.join(names)}: it is {name!r}{hint}")
+
+
+def _short(told: str) -> str:
+    """A message of tyro's without its frame: what is wrong, what may be meant, where there is help."""
+    lines = [line.strip("│╭╰╮╯─ ") for line in told.splitlines()]
+    wrong = " ".join(itertools.takewhile(bool, lines[1:])) or told.strip()
+    meant = [line for line in lines if line.startswith("--")]
+    help_ = next((line for line in lines if line.startswith("For full help")), "")
+    hint = f"perhaps you meant {', '.join(meant[:3])}" if any("meant" in line for line in lines) else ""
+    if not hint and meant:
+        hint = meant[0]
+    return "\n".join([f"error: {wrong}", *(line for line in (hint, help_) if line)])

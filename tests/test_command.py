@@ -1,0 +1,238 @@
+"""The `pgce` command as users type it: what it prints, what it writes, what it says of a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pgce
+from pgce.agents import PPO, Reinforce, Supervised
+from pgce.command import AGENTS, COMMANDS, main
+from pgce.records import Record, runs
+
+SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of two agents on three seeds each, and of a classifier."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2, 3):
+        PPO(
+            runs_dir=str(root), run=f"ppo-{seed}", seed=seed, total_timesteps=20_000, num_envs=8, **SHORT
+        ).train()
+        Reinforce(
+            runs_dir=str(root), run=f"reinforce-{seed}", seed=seed, total_timesteps=5_000, **SHORT
+        ).train()
+    Supervised(runs_dir=str(root), run="iris", epochs=5, quiet=True, device="cpu").train("iris")
+    return root
+
+
+def said(capsys, *words):
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_help_names_every_command_without_torch():
+    code = "import sys; from pgce.command import main; main(['--help']); print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in COMMANDS:
+        assert f"  {name} " in output
+    assert output.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "ppo"], ["classify"], ["tune"], ["plot"], ["evaluate"]], ids=" ".join
+)
+def test_help_of_a_command_without_torch(words):
+    code = f"""
+import sys
+from pgce.command import main
+try:
+    main({[*words, "--help"]!r})
+except SystemExit as ended:
+    assert not ended.code
+print('torch' in sys.modules)
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"usage: pgce {words[0]}" in output
+    assert output.splitlines()[-1] == "False"
+
+
+def test_trains_evaluates_and_exports(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "ppo", "-n", "4_000", "--quiet", "--json", "--run", "mine", "--eval-episodes", "10"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"] == os.path.join("runs", "mine")
+    shown = json.loads(said(capsys, "evaluate", "runs/mine", "--episodes", "20", "--json"))
+    assert shown["mean"] == pgce.load("runs/mine").evaluate(20).mean()
+    assert said(capsys, "export", "runs/mine", "policy.pt2").strip() == "policy.pt2"
+    assert (tmp_path / "policy.pt2").stat().st_size > 0
+
+
+def test_classifies(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["classify", "iris", "--epochs", "3", "--quiet", "--json"])
+    assert json.loads(capsys.readouterr().out)["data"] == "iris"
+
+
+def test_a_saved_config_is_given_back(folder, tmp_path, capsys):
+    how = ["--quiet", "--json", "--runs-dir", tmp_path]
+    main(list(map(str, ["train", "ppo", "--config", folder / "ppo-2", "--eval-episodes", "12", *how])))
+    again = json.loads(capsys.readouterr().out)
+    assert again["train_seconds"] > 0
+    before, now = Record.read(folder / "ppo-2").config, Record.read(again["run"]).config
+    changed = {name for name in now if now[name] != before[name]}
+    assert changed == {"eval_episodes", "json", "run", "runs_dir"}
+    assert "settings of ppo" in refused(capsys, "train", "a2c", "--config", folder / "ppo-2")
+
+
+def test_lists_runs(folder, capsys):
+    lines = said(capsys, "runs", folder).splitlines()
+    assert len(lines) == 1 + 7
+    assert [record.path.name for record in runs(folder)] == [line.split()[0] for line in lines[1:]]
+    best = Record.read(folder / "iris").result["test_accuracy"]
+    assert f"test_accuracy {best:.4g}" in lines[-1]
+    assert "finished (budget)" in lines[1]
+
+
+def test_states_of_a_run(tmp_path, monkeypatch):
+    from pgce.folders import Lock
+
+    (tmp_path / "config.json").write_text(json.dumps({"learner": "ppo"}))
+    assert Record.read(tmp_path).state == "unfinished"
+    lock = Lock(tmp_path)
+    assert Record.read(tmp_path).state == "running"
+    lock.release()
+    (tmp_path / "checkpoints" / "last").mkdir(parents=True)
+    assert Record.read(tmp_path).state == "resumable"
+
+
+def test_plots(folder, tmp_path, capsys):
+    agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
+    out = tmp_path / "curves.png"
+    assert "2 curves of 6 runs" in said(capsys, "plot", *agents, "--out", out)
+    two = np.asarray(Image.open(out))
+    said(capsys, "plot", *agents[:3], "--out", out)
+    one = np.asarray(Image.open(out))
+    orange = np.abs(two.astype(int) - [255, 127, 14]).sum(2) < 30  # of the second learner
+    assert orange.sum() > 20
+    assert (np.abs(one.astype(int) - [255, 127, 14]).sum(2) < 30).sum() == 0
+    assert "it has eval/mean_ep_length" in refused(capsys, "plot", *agents, "--tag", "nothing", "--out", out)
+
+
+def test_curves_are_those_of_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "ppo-1"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert len(tags) > 10
+    for tag in tags:
+        if not tag.startswith("_hparams_"):
+            steps, values = Record.read(folder / "ppo-1").curve(tag)
+            seen = events.Scalars(tag)
+            assert [event.step for event in seen] == steps.tolist()
+            np.testing.assert_array_equal(np.float32(values), np.float32([event.value for event in seen]))
+
+
+def test_compares(folder, capsys):
+    agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
+    rows = [json.loads(line) for line in said(capsys, "compare", *agents, "--json").splitlines()]
+    assert [row["learner"] for row in rows] == ["ppo", "reinforce"]
+    scores = [
+        [Record.read(folder / f"{name}-{seed}").score[1] for seed in (1, 2, 3)]
+        for name in ("ppo", "reinforce")
+    ]
+    assert rows[0]["iqm"] == pytest.approx(pgce.metrics.interquartile_mean(np.array(scores[0]))[0])
+    pairs = [(x > y) + 0.5 * (x == y) for x in scores[0] for y in scores[1]]
+    assert rows[1]["improves"][0] == pytest.approx(np.mean(pairs))
+    assert "IQM" in said(capsys, "compare", *agents)
+
+
+def test_watches(folder, tmp_path, capsys):
+    pytest.importorskip("pygame")
+    film = tmp_path / "film.gif"
+    told = said(capsys, "watch", folder / "ppo-1", "--out", film)
+    total = float(told.split("return ")[1].split()[0])
+    with Image.open(film) as pictures:
+        assert pictures.n_frames > 5
+        assert pictures.size == (400, 266)
+        first = np.asarray(pictures.convert("RGB"))
+        pictures.seek(pictures.n_frames - 1)
+        assert (np.asarray(pictures.convert("RGB")) != first).any()
+    assert total > 5
+
+
+def test_explains_a_run(folder, capsys):
+    lines = said(capsys, "explain", folder / "ppo-1", "--rows", "4").splitlines()
+    assert len(lines) == 5
+    for line in lines[1:]:  # two actions: w · (p − y) of the table's own numbers
+        _, _, _, _, y, p0, p1, w, h, g0, g1 = line.split()
+        assert float(h) == pytest.approx(-np.log([float(p0), float(p1)][int(y)]), abs=0.02)
+        assert float(g0) == pytest.approx(float(w) * (float(p0) - (y == "0")), abs=0.02)
+        assert float(g0) == pytest.approx(-float(g1), abs=0.011)
+    before = sorted(path.stat().st_mtime for path in (folder / "iris").iterdir())
+    assert len(said(capsys, "explain", folder / "iris").splitlines()) == 7
+    assert sorted(path.stat().st_mtime for path in (folder / "iris").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", [*AGENTS, "supervised", "focal", "smooth", "gae", "Categorical", "balanced"])
+def test_explains_names(name, capsys):
+    assert len(said(capsys, "explain", name).splitlines()) > 4
+
+
+def test_doctor_and_completion(capsys):
+    assert "torch" in said(capsys, "doctor")
+    script = said(capsys, "completion", "bash")
+    ask = "COMP_WORDS=(pgce train ppo --clip); COMP_CWORD=3; _pgce; echo ${COMPREPLY[*]}"
+    found = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["--clip-coef", "--clip-vloss"]
+    ask = "COMP_WORDS=(pgce tr); COMP_CWORD=1; _pgce; echo ${COMPREPLY[*]}"
+    found = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "pop"], "did you mean ppo?"),
+        (["train", "ppo", "--gama", "0.9"], "--gamma"),
+        (["train", "ppo", "--num-envs", "x"], "--num-envs INT"),
+        (["train", "ppo", "--activation", "tan"], "'tanh'"),
+        (["train", "ppo", "--env", "CartPol-v1"], "Did you mean: `CartPole`"),
+        (["train", "ppo", "--env", "evil:CartPole-v1"], "allow_import=True"),
+        (["train", "ppo", "--config", "nothing.json"], "nothing.json"),
+        (["classify", "digit"], "digits"),
+        (["classify", "nothing.csv"], "nothing.csv"),
+        (["classify", "data.csv", "--target", "speces"], "species"),
+        (["evaluate", "nowhere"], "config.json"),
+        (["plot"], "at least one run"),
+        (["compare"], "at least one run"),
+        (["runs", "nowhere"], "'nowhere'"),
+        (["explain", "focla"], "did you mean focal?"),
+        (["export", "nowhere", "a.pt2"], "config.json"),
+        (["completion", "fish"], "bash, zsh"),
+        (["tune", "pop"], "'ppo'"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_told_in_three_lines(words, part, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("length,species\n1,a\n2,b\n3,a\n4,b\n")
+    message = refused(capsys, *words)
+    assert part in message
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 3
