@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Swimmer-v5": {**_ROBOT, "num_envs": 4, "num_steps": 1024, "learning_rate": 6e-4, "lr_schedule": "linear",
                    "gamma": 0.9999, "gae_lambda": 0.98, "update_epochs": 10, "num_minibatches": 16},
     "Hopper-v5": _LONGER,
-    "InvertedDoublePendulum-v5": _LONGER,
+    "InvertedDoublePendulum-v5": {**_LONGER, "num_envs": 64, "num_steps": 32, "log_std_init": -0.5},
     **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0", "pgce/Reverse8x10-v0"), _TOKENS),
 }
 # fmt: on

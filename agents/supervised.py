@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pgce
+from pgce import processes
 from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
 from pgce.recipes import ClassificationRules, RegressionRules, Training
@@ -64,6 +65,7 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
         Returns:
             The run: its folder, result and trained model, a `pgce.Classifier` or `pgce.Regressor`.
         """
+        processes.join(self.device, self.process_timeout)
         with cpu_threads(self.threads):
             return _train(self if data is None else replace(self, data=data))
 
@@ -130,9 +132,10 @@ def _train(settings: Supervised) -> Run:
         step = int(history["examples"][-1])
         further = scores.keys() - {"loss", "accuracy"}  # which every epoch tells
         run.logger.scalars(step, {f"eval/{name}": scores[name] for name in further})
-        if settings.track and not regresses:
+        if run.settings.track and not regresses:
             estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
-    pgce.save(estimator, run.path)
+    if processes.rank() == 0:
+        pgce.save(estimator, run.path)
     result = {
         "data": settings.data,
         "examples": step,
