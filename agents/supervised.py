@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pgce
-from pgce import processes
 from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
 from pgce.recipes import ClassificationRules, RegressionRules, Training
-from pgce.run import Learner, Run, cpu_threads, main
+from pgce.run import Learner, Run, main
 
 if TYPE_CHECKING:
     from pgce.logger import Logger
@@ -65,8 +64,7 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
         Returns:
             The run: its folder, result and trained model, a `pgce.Classifier` or `pgce.Regressor`.
         """
-        processes.join(self.device, self.process_timeout)
-        with cpu_threads(self.threads):
+        with self.computing():
             return _train(self if data is None else replace(self, data=data))
 
     def estimator(self, task: str) -> Any:
@@ -134,8 +132,7 @@ def _train(settings: Supervised) -> Run:
         run.logger.scalars(step, {f"eval/{name}": scores[name] for name in further})
         if run.settings.track and not regresses:
             estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
-    if processes.rank() == 0:
-        pgce.save(estimator, run.path)
+    pgce.save(estimator, run.path)
     result = {
         "data": settings.data,
         "examples": step,

@@ -309,7 +309,7 @@ def fit(
             "seen": seen,
             "seconds": clock.seconds,
             "generator": generator.get_state(),
-            "augmenting": augmenting.get_state(),
+            "augmenting": None if ranks == 1 else augmenting.get_state(),
             "random": torch.get_rng_state(),
             "device_random": torch.cuda.get_rng_state(place) if place.type == "cuda" else None,
         }
@@ -325,7 +325,8 @@ def fit(
         seen, clock.seconds = state["seen"], state["seconds"]
         skipped = stack.skipped
         generator.set_state(state["generator"])
-        augmenting.set_state(state["augmenting"])
+        if state["augmenting"] is not None:
+            augmenting.set_state(state["augmenting"])
         torch.set_rng_state(state["random"])
         if state["device_random"] is not None:
             torch.cuda.set_rng_state(state["device_random"], place)

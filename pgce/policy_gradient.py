@@ -21,7 +21,7 @@ from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization
-from pgce.run import Learner, Run, cpu_threads
+from pgce.run import Learner, Run
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     import torch
@@ -316,8 +316,7 @@ class Agent(Learner):
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         agent = copy.copy(self)
         vars(agent).update(given)
-        processes.join(self.device, self.process_timeout)
-        with cpu_threads(self.threads):
+        with self.computing():
             return _train_agent(agent, after)
 
 

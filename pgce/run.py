@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 
     from pgce.optimizer import Optimizer
 
-__all__ = ["Learner", "Run", "cpu_threads", "main", "train_or_exit"]
+__all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
@@ -145,6 +145,21 @@ class Learner:
 
         settings = self.optimizer_settings
         return Optimizer(model.parameters(), settings.pop("optimizer"), **settings)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, torch uses `threads` CPU threads, and the processes that torchrun started are one group."""
+        import torch
+
+        if self.threads < 1:
+            raise ValueError(f"there is at least one thread: threads is {self.threads}")
+        processes.join(self.device, self.process_timeout)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def at_least_one(self, *names: str) -> None:
         """Refuse settings of these names that are below 1."""
@@ -491,21 +506,6 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
 def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_outcome, settings).result()
-
-
-@contextmanager
-def cpu_threads(number: int) -> Iterator[None]:
-    """Let torch use so many CPU threads inside."""
-    import torch
-
-    if number < 1:
-        raise ValueError(f"there is at least one thread: threads is {number}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
