@@ -65,10 +65,9 @@ class Reinforce(Agent):
             value = reward.new_zeros(())
             returns = discounted(reward, *ends)
         if self.baseline == "mean":
-            # The constant b that is the mean of the returns it completes: mean(G + rest · b) = b,
-            # where rest is the discount γ^k from a step to the cut of its episode, 0 if it terminates.
+            # rest is the discount γ^k from a step to the cut of its episode, 0 if it terminates.
             rest = discounted(reward.new_zeros(reward.shape), *ends, reward.new_ones(reward.shape))
-            value = returns[valid].mean() / (1 - rest[valid].mean()).clamp(min=1e-3)
+            value = pgce.returns.mean_baseline(returns[valid], rest[valid])
             returns = returns + rest * value
         advantage = returns - value
         advantage = self.standardised(advantage, returns, valid, center=self.baseline != "none")

@@ -63,12 +63,9 @@ class RLOO(Agent):
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The column "advantage": the same for every action of an episode."""
         total = rollout.reward.new_tensor(rollout.episode_return)
-        episode = rollout.episode
-        rollout = replace(rollout, valid=rollout.valid & (episode >= 0))
-        if len(total) == 0:
-            return rollout.batch({"advantage": rollout.reward})  # of which no row counts
-        advantage = pgce.weights.leave_one_out(total)[episode]
-        advantage = self.standardised(advantage, total[episode], rollout.valid, center=False)
+        rollout = replace(rollout, valid=rollout.valid & (rollout.episode >= 0))
+        advantage = rollout.spread(pgce.weights.leave_one_out(total))
+        advantage = self.standardised(advantage, rollout.spread(total), rollout.valid, center=False)
         return rollout.batch({"advantage": advantage})
 
 

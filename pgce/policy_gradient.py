@@ -293,9 +293,9 @@ class Agent(Learner):
         """Advantages (T, N) of returns (T, N), divided by their standard deviation if `norm_adv`."""
         from pgce.weights import whiten
 
-        if not self.norm_adv or not bool(valid.any()):
+        if not self.norm_adv:
             return advantage
-        rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
+        rounding = 1e-5 * processes.greatest(returns[valid].abs())  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(
@@ -464,6 +464,10 @@ class _Training:
             continuous=agent.continuous,
         )
         self.examples = self.current.examples(self.collector)
+        if self.examples is not None and processes.size() > 1:
+            raise ValueError(
+                f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
+            )
         memory = 0 if self.model.torso is None else self.model.torso.state_size
         if self.collector.state_size != memory or (memory and self.examples is not None):
             raise ValueError(

@@ -26,6 +26,7 @@ __all__ = [
     "everyones",
     "first",
     "gathered",
+    "greatest",
     "join",
     "mean",
     "rank",
@@ -147,6 +148,16 @@ def std(values: Tensor) -> Tensor:
         return values.std()
     squares, number = sum_of([(values - mean(values)).double().square().sum().item(), float(values.numel())])
     return values.new_tensor((squares / max(number - 1, 1.0)) ** 0.5)
+
+
+def greatest(values: Tensor) -> Tensor:
+    """The greatest () of all processes' values, none of them negative; 0 if there is none."""
+    own = values.max() if values.numel() else values.new_zeros(())
+    if size() > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(own, dist.ReduceOp.MAX)
+    return own
 
 
 def var_mean(rows: Tensor) -> tuple[float, Tensor, Tensor]:

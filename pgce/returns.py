@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["discounted", "gae", "n_step", "vtrace"]
+from pgce import processes
+
+__all__ = ["discounted", "gae", "mean_baseline", "n_step", "vtrace"]
 
 
 def discounted(
@@ -94,6 +96,22 @@ def gae(
     return vtrace(
         torch.ones_like(reward), reward, terminated, truncated, value, next_value, gamma, gae_lambda
     )
+
+
+def mean_baseline(returns: Tensor, rest: Tensor) -> Tensor:
+    """The constant b () that is the mean of the returns it completes: b = mean(G + rest · b).
+
+    Args:
+        returns: G up to the cut, (B,).
+        rest: what multiplies the value past the cut, 0 where there is none: γ^k, (B,).
+
+    Example:
+        >>> import torch
+        >>> from pgce.returns import mean_baseline
+        >>> mean_baseline(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.5]))
+        tensor(2.6667)
+    """
+    return processes.mean(returns) / (1 - processes.mean(rest)).clamp(min=1e-3)
 
 
 def n_step(
