@@ -31,6 +31,7 @@ _TOKENS = {"total_timesteps": 1_000_000, "num_envs": 256, "num_steps": 5, "learn
 PRESETS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
     "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 9},
+    "Acrobot-v1": {"total_timesteps": 500_000},
 }
 # fmt: on
 
