@@ -16,7 +16,6 @@ from pgce.choices import Schedule
 from pgce.policy_gradient import ActorCriticAgent
 from pgce.run import main
 
-
 PRESETS: dict[str, dict[str, Any]] = {"Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True}}
 
 
