@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -130,6 +131,7 @@ class Logger:
     ) -> None:
         self.dropped = 0
         self._also = also
+        self._process = os.getpid()
         self._lines: IO[str] | None = None
         self._folder = folder
         self._writer: FileWriter | None = None
@@ -299,6 +301,9 @@ class Logger:
             self._guard(lambda: writer.add_summary(summary(), step))
 
     def _guard(self, action: Callable[[], object]) -> None:
+        if os.getpid() != self._process:  # a fork has no writing thread, and would wait for it for ever
+            self.dropped += 1
+            return
         try:
             action()
         except Exception as error:
@@ -315,7 +320,7 @@ def _make_older(folder: Path) -> None:
     """Rename event files that, by a clock put back, would be read after those to come."""
     files = sorted(folder.glob("events.out.tfevents.*"))
     stamps = [path.name.split(".")[3] for path in files]
-    if stamps and stamps[-1] >= f"{time.time():010.0f}":
+    if stamps and stamps[-1] >= f"{int(time.time()):010d}":  # which the next file will have
         for number, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
             path.rename(path.with_name(path.name.replace(stamp, f"{number:010d}", 1)))
 
