@@ -47,10 +47,14 @@ class CEM(Minibatched):
     num_minibatches: int = 1
     """Steps a pass."""
 
-    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
-        """The column "advantage": 1 for the actions of an elite episode, else 0."""
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
         if not 0 < self.elite < 1:
             raise ValueError(f"elite is a share between 0 and 1: it is {self.elite}")
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The column "advantage": 1 for the actions of an elite episode, else 0."""
         total = rollout.reward.new_tensor(rollout.episode_return)
         rollout = replace(rollout, valid=rollout.valid & (rollout.episode >= 0))
         everyones = [each for part in processes.everyones(total.tolist()) for each in part]

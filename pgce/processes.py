@@ -28,6 +28,7 @@ __all__ = [
     "gathered",
     "greatest",
     "join",
+    "leave",
     "mean",
     "rank",
     "share",
@@ -93,7 +94,21 @@ def join(device: str = "auto", timeout: float = 120.0) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
+
+
+def leave(*, together: bool = False) -> None:
+    """Give the group up, where there is one.
+
+    Args:
+        together: first wait for the others to come so far.
+    """
+    if size() > 1:
+        import torch.distributed as dist
+
+        if together:
+            dist.barrier()
+        dist.destroy_process_group()
 
 
 def total(tensor: Tensor) -> Tensor:

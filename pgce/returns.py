@@ -228,5 +228,7 @@ def _check(reward: Tensor, gamma: float, **columns: Tensor) -> None:
             raise ValueError(
                 f"all are (T, N): reward has shape {tuple(reward.shape)}, {name} {tuple(value.shape)}"
             )
+        if name in ("terminated", "truncated") and value.dtype != torch.bool:
+            raise ValueError(f"ends are told by bool: {name} has dtype {value.dtype}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma lies in [0, 1]: gamma is {gamma}")

@@ -158,6 +158,7 @@ class Learner:
         torch.set_num_threads(self.threads)
         try:
             yield
+            processes.leave(together=True)
         finally:
             torch.set_num_threads(before)
 
