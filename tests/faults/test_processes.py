@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,3 +295,43 @@ def zombie(pid):
             return file.read().rsplit(")", 1)[1].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path):
+    """As two network namespaces, joined by a pair of devices."""
+    names = [f"pgce{os.getpid()}{side}" for side in "ab"]
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("needs the command ip, and root")
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add {names[0]} type veth peer name {names[1]}")
+    for number, name in enumerate(names, 1):
+        commands += [
+            f"link set {name} netns {name}",
+            f"-n {name} addr add 10.93.0.{number}/24 dev {name}",
+            f"-n {name} link set {name} up",
+            f"-n {name} link set lo up",
+        ]
+    try:
+        for command in commands:
+            made = subprocess.run(["ip", *command.split()], capture_output=True, text=True)
+            if made.returncode:
+                pytest.skip(f"ip {command}: {made.stderr.strip()}")
+        launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
+                  "c10d", "--rdzv-id", "1", "--rdzv-endpoint", "10.93.0.1:29400"]  # fmt: skip
+        agent = ["-m", "--", "pgce.agents.ppo", "--num-envs", "8", "-n", "4000", "--quiet", "--run", "it"]
+        machines = []
+        for number, name in enumerate(names, 1):
+            where = ["--rdzv-conf", f"is_host={number % 2}", "--local-addr", f"10.93.0.{number}"]
+            machine = subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, *launch, *where, *agent, "--runs-dir", name],
+                env={**os.environ, "GLOO_SOCKET_IFNAME": name, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path,
+            )  # fmt: skip
+            machines.append(machine)
+        assert [ended(machine)[0] for machine in machines] == [0, 0]
+        (versions,) = tmp_path.glob("*/it/versions.json")  # of the first process only
+        assert json.loads(versions.read_text())["processes"] == 2
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
