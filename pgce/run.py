@@ -451,6 +451,8 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
     """Train: the exit code, and the result."""
     try:
         run = settings.train()
+    except KeyboardInterrupt:  # before training or after it, or for the second time
+        return 130, {}
     except (ValueError, ImportError, FloatingPointError, OSError, EnvironmentFault) as error:
         print(f"error: {error}\n{getattr(error, 'trace', '')}".rstrip(), file=sys.stderr)
         failed = isinstance(error, (FloatingPointError, EnvironmentFault))

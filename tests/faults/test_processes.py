@@ -326,7 +326,8 @@ def test_two_machines(tmp_path):
             machine = subprocess.Popen(
                 ["ip", "netns", "exec", name, sys.executable, *launch, *where, *agent, "--runs-dir", name],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": name, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                cwd=tmp_path,
             )  # fmt: skip
             machines.append(machine)
         assert [ended(machine)[0] for machine in machines] == [0, 0]
