@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-faults lint clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train REINFORCE on CartPole-v1
 	$(BIN)/python agents/reinforce.py --env-id CartPole-v1 --seed 1
 
 test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest
+
+test-faults: $(INSTALLED) ## all tests of what can go wrong: crashes, full disks, bad files, dead processes
+	$(BIN)/pytest tests/faults -m "not gpu and not browser"
 
 lint: $(INSTALLED) ## check formatting, style, types and which module imports which
 	$(BIN)/ruff format --check

@@ -10,10 +10,13 @@ Mnih et al. (2016), Asynchronous methods for deep reinforcement learning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pgce.choices import Schedule
 from pgce.policy_gradient import ActorCriticAgent
 from pgce.run import main
+
+PRESETS: dict[str, dict[str, Any]] = {"Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True}}
 
 
 @dataclass(kw_only=True)
@@ -38,6 +41,8 @@ class A2C(ActorCriticAgent):
     """How the learning rate falls over the run."""
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
+
+    PRESETS = PRESETS
 
 
 if __name__ == "__main__":

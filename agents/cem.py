@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pgce import processes
 from pgce.policy_gradient import Minibatched
 from pgce.run import main
 
@@ -46,17 +47,21 @@ class CEM(Minibatched):
     num_minibatches: int = 1
     """Steps a pass."""
 
-    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
-        """The column "advantage": 1 for the actions of an elite episode, else 0."""
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
         if not 0 < self.elite < 1:
             raise ValueError(f"elite is a share between 0 and 1: it is {self.elite}")
+
+    def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
+        """The column "advantage": 1 for the actions of an elite episode, else 0."""
         total = rollout.reward.new_tensor(rollout.episode_return)
-        episode = rollout.episode
-        rollout = replace(rollout, valid=rollout.valid & (episode >= 0))
-        if len(total) == 0:
+        rollout = replace(rollout, valid=rollout.valid & (rollout.episode >= 0))
+        everyones = [each for part in processes.everyones(total.tolist()) for each in part]
+        if not everyones:
             return rollout.batch({"advantage": rollout.reward})  # of which no row counts
-        elite = total >= total.quantile(1 - self.elite)
-        return rollout.batch({"advantage": elite[episode].to(rollout.reward.dtype)})
+        elite = total >= total.new_tensor(everyones).quantile(1 - self.elite)
+        return rollout.batch({"advantage": rollout.spread(elite.to(total.dtype))})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Williams (1992), Simple statistical gradient-following algorithms for connection
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pgce
 from pgce.choices import Schedule
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch
+
+
+PRESETS: dict[str, dict[str, Any]] = {"Acrobot-v1": {"total_timesteps": 500_000}}
 
 
 @dataclass(kw_only=True)
@@ -49,6 +52,8 @@ class Reinforce(Agent):
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
 
+    PRESETS = PRESETS
+
     @property
     def critic(self) -> bool:
         """Whether a value is learned beside the policy."""
@@ -65,10 +70,9 @@ class Reinforce(Agent):
             value = reward.new_zeros(())
             returns = discounted(reward, *ends)
         if self.baseline == "mean":
-            # The constant b that is the mean of the returns it completes: mean(G + rest · b) = b,
-            # where rest is the discount γ^k from a step to the cut of its episode, 0 if it terminates.
+            # rest is the discount γ^k from a step to the cut of its episode, 0 if it terminates.
             rest = discounted(reward.new_zeros(reward.shape), *ends, reward.new_ones(reward.shape))
-            value = returns[valid].mean() / (1 - rest[valid].mean()).clamp(min=1e-3)
+            value = pgce.returns.mean_baseline(returns[valid], rest[valid])
             returns = returns + rest * value
         advantage = returns - value
         advantage = self.standardised(advantage, returns, valid, center=self.baseline != "none")

@@ -31,6 +31,7 @@ _TOKENS = {"total_timesteps": 1_000_000, "num_envs": 256, "num_steps": 5, "learn
 PRESETS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
     "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 9},
+    "Acrobot-v1": {"total_timesteps": 500_000},
 }
 # fmt: on
 
@@ -63,12 +64,9 @@ class RLOO(Agent):
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The column "advantage": the same for every action of an episode."""
         total = rollout.reward.new_tensor(rollout.episode_return)
-        episode = rollout.episode
-        rollout = replace(rollout, valid=rollout.valid & (episode >= 0))
-        if len(total) == 0:
-            return rollout.batch({"advantage": rollout.reward})  # of which no row counts
-        advantage = pgce.weights.leave_one_out(total)[episode]
-        advantage = self.standardised(advantage, total[episode], rollout.valid, center=False)
+        rollout = replace(rollout, valid=rollout.valid & (rollout.episode >= 0))
+        advantage = rollout.spread(pgce.weights.leave_one_out(total))
+        advantage = self.standardised(advantage, rollout.spread(total), rollout.valid, center=False)
         return rollout.batch({"advantage": advantage})
 
 

@@ -16,7 +16,7 @@ import pgce
 from pgce.choices import Activation, Schedule
 from pgce.envs import datasets
 from pgce.recipes import ClassificationRules, RegressionRules, Training
-from pgce.run import Learner, Run, cpu_threads, main
+from pgce.run import Learner, Run, main
 
 if TYPE_CHECKING:
     from pgce.logger import Logger
@@ -64,7 +64,7 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
         Returns:
             The run: its folder, result and trained model, a `pgce.Classifier` or `pgce.Regressor`.
         """
-        with cpu_threads(self.threads):
+        with self.computing():
             return _train(self if data is None else replace(self, data=data))
 
     def estimator(self, task: str) -> Any:
@@ -130,7 +130,7 @@ def _train(settings: Supervised) -> Run:
         step = int(history["examples"][-1])
         further = scores.keys() - {"loss", "accuracy"}  # which every epoch tells
         run.logger.scalars(step, {f"eval/{name}": scores[name] for name in further})
-        if settings.track and not regresses:
+        if run.settings.track and not regresses:
             estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
     pgce.save(estimator, run.path)
     result = {

@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from pgce import processes
 
 __all__ = [
     "Checkpoint",
@@ -254,17 +256,50 @@ class Checkpoints:
         for damaged in self.found.skipped if self.found is not None else ():
             warnings.warn(f"a damaged checkpoint is passed over: {damaged}", RuntimeWarning, stacklevel=2)
 
+    def together(self) -> Checkpoints:
+        """Let all processes go on from what process 0 found, each with its own part; itself.
+
+        Raises:
+            CheckpointError: what was found is of another number of processes.
+        """
+        if processes.size() == 1:
+            each: Any = {} if self.found is None else self.found.state.get("processes", {})
+        else:
+            found = None if self.found is None else {"step": self.found.step, "state": self.found.state}
+            told = _from_bytes(processes.gathered(_to_bytes({"found": found}))[0])["found"]
+            if told is None:
+                return self
+            self.found = Checkpoint(told["step"], told["state"], self.folder)
+            each = self.found.state.pop("processes", {})
+            self.found.state.update(each.get(str(processes.rank()), {}))
+        if self.found is not None and max(len(each), 1) != processes.size():
+            raise CheckpointError(
+                f"a checkpoint of {max(len(each), 1)} processes is no start for {processes.size()}"
+            )
+        return self
+
     @property
     def due(self) -> bool:
-        """Whether it is time for one."""
-        return time.monotonic() - self._saved >= self.every
+        """Whether it is time for one, by the clock of process 0."""
+        return bool(processes.share(time.monotonic() - self._saved >= self.every))
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], each: Sequence[str] = ()) -> None:
         """Write one; where that fails, for want of room say, warn once: the one before stays.
+
+        Args:
+            step: see `save_checkpoint`.
+            state: likewise.
+            each: keys of what differs between processes, all of which call this.
 
         Raises:
             FloatingPointError: model or optimizer is not finite; likewise.
         """
+        if processes.size() > 1:
+            own = processes.gathered(_to_bytes({key: state[key] for key in each}))
+            if processes.rank() > 0:
+                return
+            parts = {str(n): _from_bytes(content) for n, content in enumerate(own)}
+            state = {**{key: state[key] for key in state if key not in each}, "processes": parts}
         try:
             save_checkpoint(self.folder, step, state)
         except CheckpointError as error:
@@ -518,6 +553,22 @@ def _pack(state: Mapping[str, Any]) -> dict[str, bytes]:
     tree = {key: _encode(value, (_key(key, ()),), tensors) for key, value in state.items()}
     files = {name: tensors_to_bytes(tensors.files[name]) for name in sorted(tensors.files)}
     return {**files, _STATE: _dump(tree)}
+
+
+def _to_bytes(state: Mapping[str, Any]) -> bytes:
+    """A state as it is sent to another process."""
+    files = _pack(state)
+    head = _dump({name: len(content) for name, content in files.items()})
+    return b"".join([len(head).to_bytes(8, "little"), head, *files.values()])
+
+
+def _from_bytes(content: bytes) -> dict[str, Any]:
+    end = 8 + int.from_bytes(content[:8], "little")
+    files = {}
+    for name, length in json.loads(content[8:end]).items():
+        files[name] = content[end : end + length]
+        end += length
+    return _unpack(files)
 
 
 def _unpack(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pgce import processes
 from pgce.checkpoint import Checkpoints, check_like
 from pgce.choices import OptimizerName, Precision, Schedule
 from pgce.data import Array, Data, as_source, as_tensor, pieces
@@ -86,6 +87,7 @@ def fit(
     max_grad_norm: float | None = None,
     precision: Precision = "float32",
     ema_decay: float | None = None,
+    max_skips: int = 0,
     compile: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -114,7 +116,7 @@ def fit(
         epochs: passes over the data.
         batch_size: examples a step; the last batch of an epoch may be smaller.
         micro_batch_size: examples that go through the model at once, if fewer than a batch (less memory).
-        optimizer: by name, as the next seven: see `pgce.optimizer.Optimizer`. Or an optimizer stack, which
+        optimizer: by name, as the next eight: see `pgce.optimizer.Optimizer`. Or an optimizer stack, which
             goes on from its state.
         learning_rate: step size.
         schedule: of the learning rate over all epochs.
@@ -122,6 +124,7 @@ def fit(
         max_grad_norm: limit of the gradient's norm, or None.
         precision: "bfloat16" or "float16" of the matrix products.
         ema_decay: of the moving average of the parameters; the average is what is kept.
+        max_skips: how many updates in a row may be left out since the gradient was not finite.
         compile: run the model through torch's compiler (some seconds at the first step).
         seed: of the order of examples, of augmentation and of dropout.
         device: "auto", "cpu", "cuda", "mps".
@@ -168,9 +171,17 @@ def fit(
         raise ValueError("head, target and weight are those of the terms: give one or the other")
     name, main = next(iter(terms.items()))
     _warn_of_double_correction(sampler, main.weight)
+    processes.join(device)
     place = resolve_device(device)
     model.to(place)
+    for tensor in model.state_dict().values():
+        processes.first(tensor)
+    ranks = processes.size()
     generator = torch.Generator().manual_seed(seed)
+    # Of what processes do differently; alone, one does it all.
+    augmenting = (
+        generator if ranks == 1 else torch.Generator().manual_seed(seed + 1_000_003 * processes.rank())
+    )
     source = as_source(data, place, batch_size, generator)
     held_out = None if validation is None else as_source(validation, place, batch_size)
     if isinstance(optimizer, Optimizer):
@@ -185,6 +196,7 @@ def fit(
             max_grad_norm=max_grad_norm,
             precision=precision,
             ema_decay=ema_decay,
+            max_skips=max_skips,
             **options,
         )
     trainer = Trainer(model, terms, stack, micro_batch_size)
@@ -205,10 +217,11 @@ def fit(
     hits: list[Tensor] = []
     sizes: list[int] = []
     whole: list[Report] = []
-    seen = 0
+    seen, rows, skipped = 0, 0, stack.skipped
     best: dict[str, Tensor] = {}
 
     def epoch(n: int) -> Iterator[Batch]:
+        nonlocal rows
         for values in (losses, hits, sizes, whole):
             values.clear()
         model.train()
@@ -221,18 +234,24 @@ def fit(
             parts = _length(source)
         for i, batch in enumerate(batches):
             stack.progress = min((n + i / parts) / epochs, 1.0)
-            yield batch if augment is None else _augmented(batch, augment, generator)
+            if ranks > 1:  # every process takes its rows
+                rows = len(batch)
+                batch = batch.rows(torch.arange(processes.rank(), rows, ranks, device=place))
+            yield batch if augment is None else _augmented(batch, augment, augmenting)
 
     def record(reports: dict[str, Report]) -> bool:
-        size = len(reports[name].batch)
+        nonlocal skipped
+        size = len(reports[name].batch) if ranks == 1 else rows
         loss = reports[name].loss
         for other in list(reports.values())[1:]:
             loss = loss + other.loss
-        losses.append(loss * size)
         sizes.append(size)
         report = reports[name]
-        if classifies:
-            hits.append(right(report, main.head).sum())
+        if stack.skipped == skipped:
+            losses.append(loss * size)
+            if classifies:
+                hits.append(right(report, main.head).sum())
+        skipped = stack.skipped
         if not whole or size >= len(whole[0].batch):
             whole[:] = [report]
         return False
@@ -241,16 +260,21 @@ def fit(
         nonlocal seen
         n = len(history.epochs)
         seen += sum(sizes)
-        loss = (torch.stack(losses).sum() / sum(sizes)).item()  # waits for the device: the epoch is over
+        counted = max(sum(sizes), 1)  # below, it is waited for the device: the epoch is over
+        loss = (processes.total(sum(losses, torch.zeros((), device=place))) / counted).item()
+        accuracy = processes.total(sum(hits, torch.zeros((), device=place)))
+        for buffer in model.buffers():  # of process 0, for all to be evaluated alike
+            processes.first(buffer)
         row = {
             "epoch": n + 1.0,
             "examples": float(seen),
             "steps": float(stack.steps),
             "seconds": clock.stop(),
             "loss": loss,
-            **({"accuracy": torch.stack(hits).sum().item() / sum(sizes)} if classifies else {}),
+            **({"accuracy": accuracy.item() / counted} if classifies else {}),
             "learning_rate": stack.learning_rate,
             "grad_norm": stack.grad_norm,
+            "skipped": float(stack.skipped),
         }
         stop: bool | None = False
         with stack.averaged():
@@ -272,7 +296,7 @@ def fit(
         if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
             if logger is not None:
                 logger.flush()  # what was logged until a checkpoint is not lost after it
-            keeper.save(seen, state_dict())
+            keeper.save(seen, state_dict(), ("augmenting", "random", "device_random"))
         clock.start()
         return stop
 
@@ -285,12 +309,13 @@ def fit(
             "seen": seen,
             "seconds": clock.seconds,
             "generator": generator.get_state(),
+            "augmenting": None if ranks == 1 else augmenting.get_state(),
             "random": torch.get_rng_state(),
             "device_random": torch.cuda.get_rng_state(place) if place.type == "cuda" else None,
         }
 
     def load_state_dict(state: Mapping[str, Any]) -> None:
-        nonlocal seen
+        nonlocal seen, skipped
         check_like("model", state["model"], model.state_dict())
         model.load_state_dict(state["model"])
         stack.load_state_dict(state["optimizer"])
@@ -298,20 +323,23 @@ def fit(
         history.best_epoch, history.stopped = state["history"]["best_epoch"], state["history"]["stopped"]
         best.update({name: value.to(place) for name, value in state["best"].items()})
         seen, clock.seconds = state["seen"], state["seconds"]
+        skipped = stack.skipped
         generator.set_state(state["generator"])
+        if state["augmenting"] is not None:
+            augmenting.set_state(state["augmenting"])
         torch.set_rng_state(state["random"])
         if state["device_random"] is not None:
             torch.cuda.set_rng_state(state["device_random"], place)
 
     if isinstance(log, (str, Path)):
-        logger: Logger | None = Logger(Path(log))
+        logger: Logger | None = Logger(Path(log) if processes.rank() == 0 else None)
     else:
         logger = log if log is None or isinstance(log, Logger) else log()
     keeper: Checkpoints | None = None
     if checkpoints is not None:
-        keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints))
+        keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1_000_003 * processes.rank())
         if keeper is not None and keeper.found is not None:
             load_state_dict(keeper.found.state)
         done = epochs if history.stopped == "patience" else len(history.epochs)
@@ -556,6 +584,7 @@ def _log(logger: Logger, row: Mapping[str, float], report: Report) -> None:
             "objective/loss": row["loss"],
             "train/learning_rate": row["learning_rate"],
             "train/grad_norm": row["grad_norm"],
+            "train/skipped": row["skipped"],
             "time/fps": row["examples"] / row["seconds"],
             "time/epoch": row["epoch"],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -67,6 +68,7 @@ TAGS = {
     "train/approx_kl": "mean ρ − 1 − log ρ of the last step, in nats; ρ the ratio to the policy that acted",
     "train/clip_fraction": "share of the last step's actions whose weight the clip set to 0",
     "train/learning_rate": "step size of the next update",
+    "train/skipped": "updates left out so far, since the gradient was not finite",
     "train/grad_norm": "Euclidean norm of the gradient before clipping",
     "time/fps": "environment steps, or examples, a second of training time",
     "time/epoch": "passes over the data set, or rollouts, so far",
@@ -129,6 +131,7 @@ class Logger:
     ) -> None:
         self.dropped = 0
         self._also = also
+        self._process = os.getpid()
         self._lines: IO[str] | None = None
         self._folder = folder
         self._writer: FileWriter | None = None
@@ -298,6 +301,9 @@ class Logger:
             self._guard(lambda: writer.add_summary(summary(), step))
 
     def _guard(self, action: Callable[[], object]) -> None:
+        if os.getpid() != self._process:  # a fork has no writing thread, and would wait for it for ever
+            self.dropped += 1
+            return
         try:
             action()
         except Exception as error:
@@ -314,7 +320,7 @@ def _make_older(folder: Path) -> None:
     """Rename event files that, by a clock put back, would be read after those to come."""
     files = sorted(folder.glob("events.out.tfevents.*"))
     stamps = [path.name.split(".")[3] for path in files]
-    if stamps and stamps[-1] >= f"{time.time():010.0f}":
+    if stamps and stamps[-1] >= f"{int(time.time()):010d}":  # which the next file will have
         for number, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
             path.rename(path.with_name(path.name.replace(stamp, f"{number:010d}", 1)))
 

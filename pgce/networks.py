@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgce import processes
 from pgce.choices import Activation, Memory, check_choice
 
 __all__ = [
@@ -254,11 +255,11 @@ class Normalize(nn.Module):
 
     def update(self, x: Tensor) -> None:
         """Take observations (B, D) into the statistics."""
-        if len(x) == 0:
+        number, variance, mean = processes.var_mean(x.double())
+        if number == 0:
             return
-        variance, mean = torch.var_mean(x.double(), 0, correction=0)
-        total = self.count + len(x)
-        share = len(x) / total
+        total = self.count + number
+        share = number / total
         change = mean - self.mean
         spread = (1 - share) * self.variance + share * variance + share * (1 - share) * change.square()
         if self.count == 0:
@@ -299,7 +300,7 @@ class RewardScale(nn.Module):
         self.gamma = gamma
         self.limit = limit
         self.statistics = Normalize(1)
-        self.register_buffer("running", torch.zeros(num_envs))
+        self.register_buffer("running", torch.zeros(num_envs), persistent=False)
 
     def forward(self, reward: Tensor, done: Tensor, valid: Tensor) -> Tensor:
         """The rewards (T, N), scaled by all that was seen until now; `done` (T, N) ends a sum."""

@@ -139,7 +139,7 @@ def weighted_cross_entropy(
         loss = objective(cross_entropy, weight, _divisor(reduction, cross_entropy, weight))
     if not torch.compiler.is_compiling():
         head.check(logits, target)
-        if not bool(loss.isfinite().all()):
+        if not bool(loss.isfinite().all()) or _hides(logits, target, weight, cross_entropy):
             raise _not_finite(logits=logits, target=target, weight=weight, cross_entropy=cross_entropy)
     if reduction == "none" and mask is not None:
         return loss.new_zeros(examples).masked_scatter(mask, loss)
@@ -464,6 +464,21 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
             f"one target per example: target has shape {tuple(target.shape)}, "
             f"logits describe examples of shape {tuple(examples)}"
         )
+
+
+def _hides(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor) -> bool:
+    """Whether a product with 0 hides from the loss what would still make the gradient NaN."""
+    if target.is_floating_point() and not bool(target.isfinite().all()):
+        return True
+    if bool(cross_entropy.isnan().any()):
+        return True
+    nothing = cross_entropy == 0
+    if weight is not None:
+        nothing |= weight == 0
+    if not bool(nothing.any()):
+        return False
+    seen = logits[nothing]
+    return bool((seen.isnan() | (seen == math.inf)).any())
 
 
 def _not_finite(**values: Tensor | None) -> ValueError:

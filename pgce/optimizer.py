@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgce import processes
 from pgce.checkpoint import CheckpointError, check_like
 from pgce.choices import OptimizerName, Precision, Schedule, check_choice
 
@@ -45,12 +46,14 @@ class Optimizer:
             overflow.
         ema_decay: d of an exponential moving average of the parameters, average ← d · average + (1 − d) ·
             parameters after each update (with d = (1 + n)/(10 + n) while that is smaller); None keeps none.
+        max_skips: how many updates in a row may be left out since the gradient was not finite; 0 raises at
+            the first.
         options: what torch's optimizer of that name takes (momentum, weight_decay, betas, eps, …).
 
     Attributes:
         progress: share of training done, 0 to 1.
         steps: updates made.
-        skipped: updates left out because a float16 gradient overflowed.
+        skipped: updates left out because the gradient was not finite.
         grad_norm: Euclidean norm of the last gradient before clipping.
 
     Raises:
@@ -82,6 +85,7 @@ class Optimizer:
         max_grad_norm: float | None = None,
         precision: Precision = "float32",
         ema_decay: float | None = None,
+        max_skips: int = 0,
         **options: Any,
     ) -> None:
         check_choice("optimizer", name, OptimizerName)
@@ -95,6 +99,9 @@ class Optimizer:
             raise ValueError(f"warm-up takes zero or more steps: warmup_steps is {warmup_steps}")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"the gradient norm's limit is positive: it is {max_grad_norm}")
+        if max_skips < 0:
+            raise ValueError(f"zero or more updates in a row may be left out: max_skips is {max_skips}")
+        self.max_skips = max_skips
         self._parameters = [p for p in parameters if p.requires_grad]
         if not self._parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
@@ -116,6 +123,7 @@ class Optimizer:
         self.progress = 0.0
         self.steps = 0
         self.skipped = 0
+        self._in_a_row = 0  # updates left out
         self.grad_norm = 0.0
 
     @property
@@ -242,27 +250,35 @@ class Optimizer:
     def step(self) -> None:
         """One update from the gradients that `backward` left, which are then zero again.
 
+        Gradients of several processes add up. One that is not finite changes nothing.
+
         Raises:
-            FloatingPointError: the gradient is not finite. Parameters and optimizer state are as before.
+            FloatingPointError: the gradient was not finite more often in a row than `max_skips`. Parameters
+                and optimizer state are as before.
         """
         self._adopt_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.torch_optimizer)
-        gradients = [flat.grad for flat in self._flat if flat.grad is not None]
+        gradients = [processes.total(flat.grad) for flat in self._flat if flat.grad is not None]
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         self.grad_norm = norm.item()
         if not math.isfinite(self.grad_norm):
             for gradient in gradients:
                 gradient.zero_()
+            self.skipped += 1
             if self._scaler is not None and self._scaler.get_scale() >= 2:
-                self._scaler.update()  # halves the scale
-                self.skipped += 1
+                self._scaler.update(self._scaler.get_scale() / 2)  # in all processes
                 return
+            self._in_a_row += 1
+            if self._in_a_row <= self.max_skips:
+                return
+            often = f", {self._in_a_row} times in a row" if self.max_skips else ""
             raise FloatingPointError(
-                f"the gradient must be finite: its norm is {self.grad_norm} at update {self.steps}; "
+                f"the gradient must be finite: its norm is {self.grad_norm} at update {self.steps}{often}; "
                 "parameters and optimizer are left as they were"
             )
+        self._in_a_row = 0
         if self.max_grad_norm is not None:
             scale = self.max_grad_norm / (self.grad_norm + 1e-6)  # as torch's clip_grad_norm_
             if scale < 1:

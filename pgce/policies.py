@@ -130,7 +130,7 @@ def actor_critic(
         # The standard deviation of a discounted sum of independent rewards of variance 1.
         unit = 1.0 if agent.norm_reward else (1 - min(agent.gamma, 0.9999) ** 2) ** -0.5
         value = Value(value, unit)
-    scale = RewardScale(agent.num_envs, agent.gamma) if agent.norm_reward else None
+    scale = RewardScale(envs.num_envs, agent.gamma) if agent.norm_reward else None
     return ActorCritic(actor, value, torso, normalize, scale)
 
 

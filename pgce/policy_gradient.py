@@ -17,11 +17,11 @@ import numpy as np
 import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from pgce import envs
+from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization
-from pgce.run import Learner, Run, cpu_threads
+from pgce.run import Learner, Run
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     import torch
@@ -293,9 +293,9 @@ class Agent(Learner):
         """Advantages (T, N) of returns (T, N), divided by their standard deviation if `norm_adv`."""
         from pgce.weights import whiten
 
-        if not self.norm_adv or not bool(valid.any()):
+        if not self.norm_adv:
             return advantage
-        rounding = 1e-5 * returns[valid].abs().max()  # returns that differ by less are alike
+        rounding = 1e-5 * processes.greatest(returns[valid].abs())  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(
@@ -316,7 +316,7 @@ class Agent(Learner):
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         agent = copy.copy(self)
         vars(agent).update(given)
-        with cpu_threads(self.threads):
+        with self.computing():
             return _train_agent(agent, after)
 
 
@@ -398,9 +398,14 @@ def _train_agent(agent: Agent, after: After | None) -> Run:
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
     options = _options(agent)
-    with closing(envs.make(agent.env_id, agent.num_envs, **options)) as train_envs:
+    ranks = processes.size()
+    if agent.num_envs % (ranks * agent.group_size):
+        raise ValueError(
+            f"processes have equally many environments: num_envs is {agent.num_envs}, processes are {ranks}"
+        )
+    with closing(envs.make(agent.env_id, agent.num_envs // ranks, **options)) as train_envs:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
-            many = min(many, agent.num_envs)  # only a native one steps any number at once
+            many = min(many, train_envs.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
             return _Training(agent, train_envs, eval_envs, after)()
 
@@ -435,6 +440,13 @@ class _Training:
         self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
+        if (
+            processes.size() > 1
+        ):  # of the same network and evaluations, with environments and actions of its own
+            own = (
+                np.random.SeedSequence(agent.seed, spawn_key=(0, processes.rank())).generate_state(5).tolist()
+            )
+            seeds = [seeds[0], own[1], own[2], seeds[3], own[4]]
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
         torch.manual_seed(seeds[0])
@@ -452,6 +464,10 @@ class _Training:
             continuous=agent.continuous,
         )
         self.examples = self.current.examples(self.collector)
+        if self.examples is not None and processes.size() > 1:
+            raise ValueError(
+                f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
+            )
         memory = 0 if self.model.torso is None else self.model.torso.state_size
         if self.collector.state_size != memory or (memory and self.examples is not None):
             raise ValueError(
@@ -524,6 +540,7 @@ class _Training:
             "random": torch.get_rng_state(),
             "evaluation": self.evaluation.state_dict(),
             "level": self.level,
+            "scale": None if self.model.reward_scale is None else self.model.reward_scale.running,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -535,10 +552,12 @@ class _Training:
 
         check_like("model", state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
+        if self.model.reward_scale is not None:
+            self.model.reward_scale.running.copy_(state["scale"])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         if self.agent.lag > 1:
             self.acting.load_state_dict(state["acting"])
-        fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt,))
+        fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
         self.collector.load_state_dict(state["collector"], reseed=int(fresh.generate_state(1)[0]))
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
@@ -580,6 +599,7 @@ class _Training:
                     self._save()
             scores = evaluation.result()
             result = {"env_id": agent.env_id, "steps": self.steps, "stopped": self.stopped, **scores}
+            result["skipped_updates"] = self.trainer.optimizer.skipped
             ended = (
                 f"stopped ({self.stopped}) after {self.steps:,} {self.unit}, {run.seconds:.1f} s of training"
             )
@@ -599,20 +619,20 @@ class _Training:
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             rollout = collector.collect()
-            self.steps += rollout.steps
-            self.recent.extend(
-                zip(rollout.episode_return.tolist(), rollout.episode_length.tolist(), strict=True)
-            )
             self.seen = rollout.observation[:-1][rollout.valid]
-            if self.steps == rollout.steps:
+            if self.steps == 0:
                 self._normalize()  # the policy hardly looks yet
+            ended = zip(rollout.episode_return.tolist(), rollout.episode_length.tolist(), strict=True)
+            for steps, episodes in processes.everyones([rollout.steps, [*ended]]):
+                self.steps += steps
+                self.recent.extend(map(tuple, episodes))
             if model.reward_scale is not None:
                 done = rollout.terminated | rollout.truncated
                 reward = model.reward_scale(rollout.reward, done, rollout.valid)
                 rollout = dataclasses.replace(rollout, reward=reward)
             self.kept.append(rollout)
             batch = Batch.joined([current.prepare(each, model) for each in self.kept])
-            yield current.batches(batch, self.shuffle) if batch.count else ()
+            yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
         """An epoch each, or less where an evaluation is due earlier."""
@@ -654,7 +674,7 @@ class _Training:
 
     def _normalize(self) -> None:
         """Take what was seen (B, D) into the normaliser, whose features are the first of it; once."""
-        if self.model.normalize is not None and self.seen is not None:
+        if self.model.normalize is not None and self.seen is not None:  # in all processes, or in none
             self.model.normalize.update(self.seen[:, : len(self.model.normalize.mean)])
         self.seen = None
 
@@ -674,7 +694,7 @@ class _Training:
 
     def _save(self) -> None:
         self.run.logger.flush()  # what was logged until a checkpoint is not lost after it
-        self.run.checkpoints.save(self.steps, self.state_dict())
+        self.run.checkpoints.save(self.steps, self.state_dict(), _OWN)
 
     def _log(self, reports: dict[str, Report]) -> None:
         """Write what the round came to, and evaluate if it is time."""
@@ -685,6 +705,7 @@ class _Training:
             **metrics.summary(reports, self.trainer.terms),
             "train/learning_rate": self.trainer.optimizer.learning_rate,
             "train/grad_norm": self.trainer.optimizer.grad_norm,
+            "train/skipped": self.trainer.optimizer.skipped,
             "time/fps": self.steps / run.seconds,
             "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
         }
@@ -700,6 +721,10 @@ class _Training:
                 self.stopped = "threshold"
             elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
                 self.stopped = "after"
+
+
+_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale"
+"""Keys of a training's state that differ between processes."""
 
 
 class _Evaluation:
@@ -735,7 +760,10 @@ class _Evaluation:
         from pgce.rollout import evaluate
 
         env_seed, action_seed = self._seeds.spawn(1)[0].generate_state(2).tolist()
-        return evaluate(
+        if processes.rank() > 0:  # the first evaluates for all
+            returns, lengths = processes.share(None)
+            return np.array(returns), np.array(lengths)
+        returns, lengths = evaluate(
             self._envs,
             self._policy,
             self._agent.eval_episodes,
@@ -745,6 +773,8 @@ class _Evaluation:
             greedy=self._agent.eval_greedy,
             continuous=self._agent.continuous,
         )
+        processes.share([returns.tolist(), lengths.tolist()])
+        return returns, lengths
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated, and the seeds that were used."""

@@ -41,6 +41,8 @@ class Training:
     """Precision of the matrix products."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, which is then what is kept."""
+    max_skips: int = 0
+    """Updates in a row that may be left out since the gradient was not finite, before training ends."""
     compile: bool = False
     """Run the network through torch's compiler."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["discounted", "gae", "n_step", "vtrace"]
+from pgce import processes
+
+__all__ = ["discounted", "gae", "mean_baseline", "n_step", "vtrace"]
 
 
 def discounted(
@@ -94,6 +96,22 @@ def gae(
     return vtrace(
         torch.ones_like(reward), reward, terminated, truncated, value, next_value, gamma, gae_lambda
     )
+
+
+def mean_baseline(returns: Tensor, rest: Tensor) -> Tensor:
+    """The constant b () that is the mean of the returns it completes: b = mean(G + rest · b).
+
+    Args:
+        returns: G up to the cut, (B,).
+        rest: what multiplies the value past the cut, 0 where there is none: γ^k, (B,).
+
+    Example:
+        >>> import torch
+        >>> from pgce.returns import mean_baseline
+        >>> mean_baseline(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.5]))
+        tensor(2.6667)
+    """
+    return processes.mean(returns) / (1 - processes.mean(rest)).clamp(min=1e-3)
 
 
 def n_step(
@@ -210,5 +228,7 @@ def _check(reward: Tensor, gamma: float, **columns: Tensor) -> None:
             raise ValueError(
                 f"all are (T, N): reward has shape {tuple(reward.shape)}, {name} {tuple(value.shape)}"
             )
+        if name in ("terminated", "truncated") and value.dtype != torch.bool:
+            raise ValueError(f"ends are told by bool: {name} has dtype {value.dtype}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma lies in [0, 1]: gamma is {gamma}")

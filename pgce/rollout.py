@@ -115,6 +115,10 @@ class Rollout:
             follows = result[t] = torch.where(done[t], number[t], follows)
         return result
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Of each row (T, N) the value of its episode, of those (E,) that ended; 0 where it has not."""
+        return torch.cat([values, values.new_zeros(1)])[self.episode]
+
     def values(self, value: Policy) -> tuple[Tensor, Tensor]:
         """The value of every observation and of every true next observation, (T, N) each.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, parse
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 
     from pgce.optimizer import Optimizer
 
-__all__ = ["Learner", "Run", "cpu_threads", "main", "train_or_exit"]
+__all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
@@ -57,6 +58,8 @@ class Learner:
     """Seed of the network, the environments or the order of examples, and the actions."""
     device: str = "auto"
     """Where to compute: auto (the first at hand of cuda, mps, cpu), or one of them."""
+    process_timeout: float = 120.0
+    """Seconds that processes started by torchrun wait for each other before the job ends."""
     threads: int = 1
     """CPU threads of torch. One is fastest for small networks, and a seed then gives the same run on machines
     with more cores."""
@@ -72,6 +75,8 @@ class Learner:
     """Limit of the gradient's Euclidean norm."""
     weight_decay: float | None = None
     """Weight decay; None is the optimizer's own, 0.01 of adamw, else 0."""
+    max_skips: int = 0
+    """Updates in a row that may be left out since the gradient was not finite, before the run ends."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     activation: Activation = "tanh"
@@ -130,6 +135,7 @@ class Learner:
             "schedule": self.lr_schedule,
             "warmup_steps": self.warmup_steps,
             "max_grad_norm": self.max_grad_norm,
+            "max_skips": self.max_skips,
             **({} if self.weight_decay is None else {"weight_decay": self.weight_decay}),
         }
 
@@ -139,6 +145,22 @@ class Learner:
 
         settings = self.optimizer_settings
         return Optimizer(model.parameters(), settings.pop("optimizer"), **settings)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, torch uses `threads` CPU threads, and the processes that torchrun started are one group."""
+        import torch
+
+        if self.threads < 1:
+            raise ValueError(f"there is at least one thread: threads is {self.threads}")
+        processes.join(self.device, self.process_timeout)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+            processes.leave(together=True)
+        finally:
+            torch.set_num_threads(before)
 
     def at_least_one(self, *names: str) -> None:
         """Refuse settings of these names that are below 1."""
@@ -162,15 +184,46 @@ class Run:
     """
 
     def __init__(self, settings: Learner, subject: str, metrics: list[str]) -> None:
+        from pgce.checkpoint import Checkpoints
         from pgce.logger import Logger
 
-        self.settings = settings
+        alone = processes.rank() == 0  # with the files, and the word
+        silent: dict[str, Any] = {} if alone else {"quiet": True, "json": False, "track": False}
+        self.settings = settings = dataclasses.replace(settings, **silent)
         self.result: dict[str, Any] = {}
         self.model: Any = None
         self._seconds = 0.0
         self._since: float | None = None
         self._signals: list[int] = []
         check_choice("resume", settings.resume, Resume)
+        self._lock: Lock | None = None
+        self.path, self.attempt = Path(), 1
+        told: dict[str, Any] = {}
+        try:
+            if alone:
+                self._begin(subject, metrics)
+                told = {"path": str(self.path), "attempt": self.attempt}
+        except BaseException as error:
+            self._release()
+            told = {"error": str(error)}
+            raise
+        finally:  # the others wait for it
+            told = processes.share(told)
+        if not alone:
+            if "error" in told:
+                raise ValueError(told["error"])
+            self.path, self.attempt = Path(told["path"]), told["attempt"]
+            self.checkpoints = Checkpoints(Path(os.devnull) / "none", settings.checkpoint_every)
+            self.logger = Logger(None)
+        self.checkpoints.final = settings.run is not None
+        with self.or_released():
+            self.checkpoints.together()
+
+    def _begin(self, subject: str, metrics: list[str]) -> None:
+        """Take the folder, look for a checkpoint in it, and write what the run is."""
+        from pgce.logger import Logger
+
+        settings = self.settings
         root = Path(settings.runs_dir)
         if settings.run is None:
             subject = re.sub(r"[^A-Za-z0-9._-]", "-", subject)  # an id may hold a slash or a colon
@@ -178,11 +231,7 @@ class Run:
         else:
             self.path = named(root, settings.run)
         self._lock = Lock(self.path)
-        try:
-            attempts = self._resumed()
-        except BaseException:
-            self._lock.release()
-            raise
+        attempts = self._resumed()
         self.attempt = len(attempts) + 1
         config = dataclasses.asdict(settings)
         self.write("config.json", {"learner": settings.learner, **config})
@@ -209,7 +258,7 @@ class Run:
         if not attempts:
             if (self.path / "config.json").exists() or folder.exists():
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
-            self.checkpoints = Checkpoints(folder, settings.checkpoint_every, final=settings.run is not None)
+            self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
             return []
         config = {"learner": settings.learner, **dataclasses.asdict(settings)}
         now = {**json.loads(json.dumps(config)), **_versions()}
@@ -254,12 +303,18 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.logger.close()
-        self._lock.release()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the run's folder."""
         from pgce.checkpoint import write_file
 
+        if processes.rank() > 0:
+            return
         write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def say(self, **facts: str) -> None:
@@ -293,7 +348,8 @@ class Run:
     @property
     def interrupted(self) -> str:
         """Whether a signal to stop came while training: "interrupt" (Ctrl-C), "terminate", or else ""."""
-        return "" if not self._signals else _STOPS[self._signals[0]]
+        seen = processes.sum_of([number in self._signals[:1] for number in _STOPS])
+        return next((stop for stop, times in zip(_STOPS.values(), seen, strict=True) if times), "")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -318,7 +374,7 @@ class Run:
 
         self.model = model
         self.logger.close()
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) and processes.rank() == 0:
             save_tensors(self.path / "model.safetensors", model.state_dict())
         self.result = {
             "run": str(self.path),
@@ -395,6 +451,8 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
     """Train: the exit code, and the result."""
     try:
         run = settings.train()
+    except KeyboardInterrupt:  # before training or after it, or for the second time
+        return 130, {}
     except (ValueError, ImportError, FloatingPointError, OSError, EnvironmentFault) as error:
         print(f"error: {error}\n{getattr(error, 'trace', '')}".rstrip(), file=sys.stderr)
         failed = isinstance(error, (FloatingPointError, EnvironmentFault))
@@ -454,21 +512,6 @@ def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
 
 
 @contextmanager
-def cpu_threads(number: int) -> Iterator[None]:
-    """Let torch use so many CPU threads inside."""
-    import torch
-
-    if number < 1:
-        raise ValueError(f"there is at least one thread: threads is {number}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _interruptible(signals: list[int]) -> Iterator[None]:
     """Note the first signal to stop, so that a run can end cleanly; the second does what it always did."""
     if threading.current_thread() is not threading.main_thread():
@@ -490,11 +533,12 @@ def _interruptible(signals: list[int]) -> Iterator[None]:
         restore()
 
 
-def _versions() -> dict[str, str]:
-    """Of what a run's numbers depend on."""
+def _versions() -> dict[str, Any]:
+    """What a run's numbers depend on beside its settings."""
     import torch
 
-    versions = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
+    versions: dict[str, Any] = {"python": sys.version.split()[0], "torch": str(torch.__version__)}
+    versions["processes"] = processes.size()
     return versions | {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
 
 

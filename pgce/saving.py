@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pgce import weights
+from pgce import processes, weights
 from pgce.checkpoint import CheckpointError, load_files, save_files, tensors_from_bytes, tensors_to_bytes
 from pgce.estimators import Classifier, Regressor
 from pgce.trained import TrainedAgent
@@ -76,6 +76,8 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
         "fitted": _to_json(fitted),
     }
     path = Path(folder)
+    if processes.rank() > 0:  # the first writes
+        return path
     path.mkdir(parents=True, exist_ok=True)
     settings = (json.dumps(content, indent=2) + "\n").encode()
     save_files(path, {_SETTINGS: settings, _MODEL: tensors_to_bytes(estimator.module_.state_dict())})

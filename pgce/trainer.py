@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from pgce import processes
 from pgce.heads import Head
 from pgce.objective import objective
 from pgce.optimizer import Optimizer
@@ -264,7 +265,7 @@ class Trainer:
         """
         if batch.mask is not None and batch.mask.ndim == 1:  # the model need not see rows that don't count
             batch = batch.counted()
-        divisors = {name: term.divisor(batch) for name, term in self.terms.items()}  # of the whole batch
+        divisors = self._divisors(batch)
         pieces: list[dict[str, Report]] = []
         for piece in batch.split(self.micro_batch_size):
             loss, reports = self._objective(piece, divisors)
@@ -274,10 +275,19 @@ class Trainer:
             reports = {name: _joined([piece[name] for piece in pieces], batch) for name in self.terms}
         try:
             self.optimizer.step()
-        except FloatingPointError as error:
+        except FloatingPointError as error:  # the losses are those of this process's rows
             found = ", ".join(f"{name} {report.loss.item():g}" for name, report in reports.items())
             raise FloatingPointError(f"{error} (losses: {found})") from None
         return reports
+
+    def _divisors(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Of the whole batch, in however many pieces and processes it is."""
+        if processes.size() == 1:
+            return {name: term.divisor(batch) for name, term in self.terms.items()}
+        own = [batch.count if t.divisor is count else t.divisor(batch) for t in self.terms.values()]
+        together = processes.sum_of([float(number) for number in own])
+        least = [float(term.divisor is count) for term in self.terms.values()]
+        return dict(zip(self.terms, map(max, together, least), strict=True))
 
     def _objective(
         self, batch: Batch, divisors: Mapping[str, Tensor | float]
@@ -361,7 +371,7 @@ def train(
         reports: Reports = {}
         for batch in batches:
             reports = trainer.step(batch)
-            if stop is not None and stop(reports):
+            if stop is not None and processes.any_of(stop(reports)):
                 break
-        if after is not None and after(n, reports):
+        if after is not None and processes.any_of(bool(after(n, reports))):
             break

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pgce import processes
+
 __all__ = [
     "Columns",
     "Product",
@@ -87,12 +89,13 @@ def whiten(
         tensor([0., 0.])
     """
     counted = value if mask is None else value[mask]
-    if counted.numel() == 0:
+    (number,) = processes.sum_of([counted.numel()])
+    if number == 0:
         return value
-    centered = value - counted.mean() if center else value
-    if counted.numel() == 1:
+    centered = value - processes.mean(counted) if center else value
+    if number == 1:
         return centered
-    spread = counted.std()
+    spread = processes.std(counted)
     return torch.where(spread > floor, centered / (spread + 1e-8), 0.0)
 
 
@@ -518,10 +521,10 @@ def leave_one_out(value: Tensor) -> Tensor:
         Kool, van Hoof and Welling (2019), Buy 4 REINFORCE samples, get a baseline for free! Ahmadian et al.
         (2024), Back to basics: revisiting REINFORCE style optimization.
     """
-    number = len(value)
+    (number,) = processes.sum_of([len(value)])
     if number < 2:
         return torch.zeros_like(value)
-    return (value - value.mean()) * (number / (number - 1))
+    return (value - processes.mean(value)) * (number / (number - 1))
 
 
 def group_standardised(value: Tensor, epsilon: float = 1e-4) -> Tensor:
