@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "LunarLanderContinuous-v3": {**_LANDER, "num_steps": 1024, "num_minibatches": 256},
     **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5"), _ROBOT),
     "InvertedDoublePendulum-v5": {**_ROBOT, "activation": "relu"},
+    "BipedalWalker-v3": _ROBOT,
     "Walker2d-v5": {**_ROBOT, "num_envs": 8, "num_steps": 64, "learning_rate": 5e-5,
                     "lr_schedule": "constant", "clip_coef": 0.1, "ent_coef": 6e-4, "vf_coef": 1.7,
                     "max_grad_norm": 1.0, "update_epochs": 20, "num_minibatches": 16, "log_std_init": 0.0},
