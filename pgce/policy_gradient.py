@@ -426,7 +426,7 @@ def begin_from(folder: Path, model: nn.Module) -> None:
     from pgce.checkpoint import CheckpointError, check_like, load_model
 
     given, own = load_model(folder), model.state_dict()
-    shared = {name: tensor for name, tensor in given.items() if name in own}
+    shared = {name: given[name] for name in own if name in given}
     if not shared:
         raise CheckpointError(f"{folder} has other networks: {', '.join(given)} are not {', '.join(own)}")
     check_like(f"{folder} as a start", shared, {name: own[name] for name in shared})
