@@ -30,6 +30,7 @@ __all__ = [
     "check_like",
     "load_checkpoint",
     "load_files",
+    "load_model",
     "load_tensors",
     "read_checkpoint",
     "save_checkpoint",
@@ -429,6 +430,30 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def load_model(run: Path) -> dict[str, Tensor]:
+    """The weights that a run ended with; of one that has not ended, those of its last checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds neither.
+        CheckpointError: they are damaged.
+
+    Example:
+        >>> import tempfile, pathlib, torch
+        >>> from pgce.checkpoint import load_model, save_checkpoint
+        >>> run = pathlib.Path(tempfile.mkdtemp())
+        >>> _ = save_checkpoint(run / "checkpoints", 5, {"model": {"w": torch.ones(2)}})
+        >>> load_model(run)
+        {'w': tensor([1., 1.])}
+    """
+    file = run / "model.safetensors"
+    if file.exists() or not (run / "checkpoints").is_dir():
+        return load_tensors(file)
+    model = load_checkpoint(run / "checkpoints").state.get("model")
+    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
+        raise CheckpointError(f"the last checkpoint of {run} has no model")
+    return model
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgce import agents, envs, heads, returns, samplers, targets, weights
-from pgce.checkpoint import load_tensors
+from pgce.checkpoint import load_model
 from pgce.flags import from_config, nearest
 from pgce.records import Record
 from pgce.saving import load
@@ -125,7 +125,7 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     options = {"vectorization": agent.vectorization, "allow_import": allow_import}
     with closing(envs.make(agent.env_id, max(8, agent.group_size), **options)) as many:
         model = actor_critic(agent, many)
-        model.load_state_dict(load_tensors(record.path / "model.safetensors"))
+        model.load_state_dict(load_model(record.path))
         generator = torch.Generator().manual_seed(agent.seed)
         collector = Collector(
             many,

@@ -416,6 +416,23 @@ def _options(agent: Agent) -> dict[str, Any]:
     return {name: getattr(agent, name) for name in names}
 
 
+def begin_from(folder: Path, model: nn.Module) -> None:
+    """Give a model the weights of a run, as far as both have them: a policy without a critic, say.
+
+    Raises:
+        CheckpointError: a weight that both have is of another shape, or they have none in common.
+        FileNotFoundError: the folder has no weights.
+    """
+    from pgce.checkpoint import CheckpointError, check_like, load_model
+
+    given, own = load_model(folder), model.state_dict()
+    shared = {name: given[name] for name in own if name in given}
+    if not shared:
+        raise CheckpointError(f"{folder} has other networks: {', '.join(given)} are not {', '.join(own)}")
+    check_like(f"{folder} as a start", shared, {name: own[name] for name in shared})
+    model.load_state_dict(shared, strict=False)
+
+
 class _Training:
     """The run that all agents share: rollouts in, steps, evaluations, a result out.
 
@@ -429,7 +446,6 @@ class _Training:
     def __init__(self, agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> None:
         import torch
 
-        from pgce.checkpoint import load_tensors
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
         from pgce.rollout import Collector
@@ -452,7 +468,7 @@ class _Training:
         torch.manual_seed(seeds[0])
         self.model = actor_critic(agent, train_envs).to(device)
         if agent.init is not None:
-            self.model.load_state_dict(load_tensors(Path(agent.init) / "model.safetensors"), strict=False)
+            begin_from(Path(agent.init), self.model)
         self.acting = self.current.acting(self.model).to(device)
         self.collector = Collector(
             train_envs,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
+from pgce.envs.guard import EnvironmentFault
 from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
@@ -261,7 +262,7 @@ class Collector:
         """The next T steps.
 
         Raises:
-            ValueError: an environment gave an observation or reward that is not finite.
+            EnvironmentFault: an environment gave an observation or reward that is not finite.
         """
         steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
@@ -465,12 +466,15 @@ class Collector:
         ):
             if not good.all():
                 t, n = np.argwhere(~good)[0]
-                raise ValueError(
+                raise EnvironmentFault(
                     f"environments give finite numbers: environment {n} of {self.envs} gave {name} "
-                    f"that is not, at step {t} of the rollout"
+                    f"that is not, at step {t} of the rollout",
+                    index=int(n),
                 )
         if not np.isfinite(final).all():
-            raise ValueError(f"environments give finite numbers: a last observation of {self.envs} is not")
+            raise EnvironmentFault(
+                f"environments give finite numbers: a last observation of {self.envs} is not"
+            )
 
     def _episodes(
         self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]

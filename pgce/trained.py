@@ -23,7 +23,7 @@ __all__ = ["TrainedAgent"]
 
 
 class TrainedAgent:
-    """An agent as its run left it: what acts, and how well.
+    """An agent as its run left it, or as its last checkpoint has it: what acts, and how well.
 
     Args:
         folder: of the run.
@@ -54,7 +54,7 @@ class TrainedAgent:
     """
 
     def __init__(self, folder: str | Path, *, device: str = "cpu", allow_import: bool = False) -> None:
-        from pgce.checkpoint import check_like, load_tensors
+        from pgce.checkpoint import check_like, load_model
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
         from pgce.rollout import Collector
@@ -71,7 +71,7 @@ class TrainedAgent:
             self._settings = Agent(**settings)
         except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
-        tensors = load_tensors(path / "model.safetensors")
+        tensors = load_model(path)
         self.env_id = self._settings.env_id
         self.device = resolve_device(device)
         self._options: dict[str, Any] = {"allow_import": allow_import}
@@ -82,7 +82,7 @@ class TrainedAgent:
             self.model = actor_critic(self._settings, one, critic=critic)
             how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
             self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
-        check_like(str(path / "model.safetensors"), tensors, self.model.state_dict())
+        check_like(f"{path}'s network", tensors, self.model.state_dict())
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
         self._state: Tensor | None = None

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import pgce.envs
+from pgce.envs.guard import EnvironmentFault
 from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
 from pgce.rollout import Collector, evaluate
 
@@ -168,7 +169,7 @@ class Broken(Scripted):
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_numbers_that_are_not_finite_are_refused(what):
     envs = SyncVectorEnv([lambda: Scripted("t99"), lambda: Broken(what)])
-    with pytest.raises(ValueError, match=f"environment 1 of .* gave an? {what} .* at step 3"):
+    with pytest.raises(EnvironmentFault, match=f"environment 1 of .* gave an? {what} .* at step 3"):
         Collector(envs, policy, 8, seed=0).collect()
 
 

@@ -25,6 +25,19 @@ from pgce.run import train_or_exit
 
 FORK = multiprocessing.get_context("fork")
 QUICK: dict[str, Any] = {"quiet": True, "device": "cpu", "checkpoint_every": 0.0, "stop_at_threshold": False}
+
+
+class WithDropout(Supervised):
+    """A classifier whose network draws random numbers at every step."""
+
+    def estimator(self, task):
+        estimator = super().estimator(task)
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(16, 10)
+        estimator.module = torch.nn.Sequential(*layers)
+        return estimator
+
+
 # fmt: off
 CASES = {
     "reinforce": lambda: Reinforce(
@@ -42,9 +55,8 @@ CASES = {
     "v-trace": lambda: VTrace(
         num_envs=4, num_steps=16, total_timesteps=4_000, eval_freq=10**6, eval_episodes=1, **QUICK
     ),
-    "classifier": lambda: Supervised(
-        epochs=80, batch_size=256, hidden_sizes=(16,), mixup=0.2, ema_decay=0.9,
-        quiet=True, device="cpu", checkpoint_every=0.0,
+    "classifier": lambda: WithDropout(
+        epochs=80, batch_size=256, mixup=0.2, ema_decay=0.9, quiet=True, device="cpu", checkpoint_every=0.0,
     ),
 }
 # fmt: on

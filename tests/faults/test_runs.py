@@ -238,3 +238,32 @@ def test_an_id_does_not_run_a_module(tmp_path, monkeypatch, capfd):
     assert ended.value.code == 2
     assert "names a module" in capfd.readouterr().err
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_run_that_has_not_ended_acts_as_its_last_checkpoint(done, tmp_path):
+    import shutil
+
+    import pgce
+
+    copy = shutil.copytree(done / "it", tmp_path / "it")
+    whole = pgce.load(copy).evaluate(5)
+    (copy / "model.safetensors").unlink()
+    assert (pgce.load(copy).evaluate(5) == whole).all()
+    (copy / "checkpoints" / "last" / "model.safetensors").write_bytes(b"torn")
+    before = pgce.load(copy)  # the one before
+    assert before.model is not None
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(FileNotFoundError):
+        pgce.load(copy)
+
+
+def test_a_start_from_other_networks_is_refused(done, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        train_or_exit(agent(tmp_path, init=str(done / "it"), hidden_sizes=(32,)))
+    assert ended.value.code == 2
+    assert (
+        "as a start does not fit: 'actor.0.0.weight' has shape (64, 4), not (32, 4)" in capfd.readouterr().err
+    )
+    with pytest.raises(SystemExit) as ended:
+        train_or_exit(agent(tmp_path, init=str(tmp_path)))
+    assert ended.value.code in (2, 74)
