@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pgce.networks import ActorCritic
     from pgce.policy_gradient import After
     from pgce.rollout import Collector, Rollout
+    from pgce.run import Also
     from pgce.trainer import Batch, Rule
 
 
@@ -81,6 +82,7 @@ class BC(Minibatched):
         data: Mapping[str, Any] | None = None,
         *,
         after: After | None = None,
+        metrics: Also | None = None,
     ) -> Run:
         """Train with these settings.
 
@@ -90,12 +92,13 @@ class BC(Minibatched):
             data: arrays "observations", "actions" and, if there is one, "action_mask", M rows each, in place
                 of the setting of that name. (The command that is written down cannot repeat them.)
             after: called after every evaluation with the steps and the mean return; True ends the run.
+            metrics: called with every step at which numbers are logged, and the numbers by tag.
         """
         if data is None:
-            return super().train(env_id, total_timesteps, after=after)
+            return super().train(env_id, total_timesteps, after=after, metrics=metrics)
         agent = copy.copy(self)
         vars(agent)["arrays"] = data
-        return super(BC, agent).train(env_id, total_timesteps, after=after)
+        return super(BC, agent).train(env_id, total_timesteps, after=after, metrics=metrics)
 
     def examples(self, collector: Collector) -> Batch | None:
         """The recorded observations and actions, if there are any."""

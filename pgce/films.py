@@ -77,7 +77,7 @@ def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -
         raise ValueError("a film has at least one picture: frames is empty")
     if file.suffix == ".mp4":
         try:
-            import imageio.v3 as iio
+            import imageio.v3 as iio  # type: ignore[import-not-found, unused-ignore]
             import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
         except ImportError as error:
             raise ImportError('an .mp4 needs packages: pip install "pgce[video]", or take .gif') from error

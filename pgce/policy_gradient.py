@@ -21,7 +21,7 @@ from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization
-from pgce.run import Learner, Run
+from pgce.run import Also, Learner, Run
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     import torch
@@ -299,7 +299,12 @@ class Agent(Learner):
         return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(
-        self, env_id: str | None = None, total_timesteps: int | None = None, *, after: After | None = None
+        self,
+        env_id: str | None = None,
+        total_timesteps: int | None = None,
+        *,
+        after: After | None = None,
+        metrics: Also | None = None,
     ) -> Run:
         """Train with these settings.
 
@@ -308,6 +313,8 @@ class Agent(Learner):
             total_timesteps: likewise, in environment steps.
             after: called after every evaluation during training with the steps so far and the mean return;
                 True ends the run, whose result then says that it stopped by "after".
+            metrics: called with every step at which numbers are logged, and the numbers by tag: a tracker of
+                your own, such as `wandb.log(dict(values), step=step)`.
 
         Returns:
             The run: its folder, result and trained model.
@@ -317,7 +324,7 @@ class Agent(Learner):
         agent = copy.copy(self)
         vars(agent).update(given)
         with self.computing():
-            return _train_agent(agent, after)
+            return _train_agent(agent, after, metrics)
 
 
 @dataclass(kw_only=True)
@@ -393,7 +400,7 @@ class Minibatched(Agent):
             yield from batch.shuffled(self.num_minibatches, generator)
 
 
-def _train_agent(agent: Agent, after: After | None) -> Run:
+def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
@@ -407,7 +414,7 @@ def _train_agent(agent: Agent, after: After | None) -> Run:
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, train_envs.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
-            return _Training(agent, train_envs, eval_envs, after)()
+            return _Training(agent, train_envs, eval_envs, after, metrics)()
 
 
 def _options(agent: Agent) -> dict[str, Any]:
@@ -441,9 +448,17 @@ class _Training:
         train_envs: to learn in.
         eval_envs: to be evaluated in.
         evaluated: sees every evaluation.
+        metrics: sees all that is logged.
     """
 
-    def __init__(self, agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        train_envs: Envs,
+        eval_envs: Envs,
+        evaluated: After | None,
+        metrics: Also | None,
+    ) -> None:
         import torch
 
         from pgce.optimizer import resolve_device
@@ -501,7 +516,7 @@ class _Training:
             self.shuffle.get_state(),
             0,
         )  # of recorded examples: its order, what was taken
-        self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"])
+        self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"], metrics)
         with self.run.or_released():
             if self.run.checkpoints.found is not None:
                 self.load_state_dict(self.run.checkpoints.found.state)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +42,10 @@ _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate
 _UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
 _MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
 """What may differ from the run that is resumed: it does not change what is learned."""
+
+
+Also = Callable[[int, Mapping[str, float]], object]
+"""Called with every step at which numbers are logged, and the numbers by tag: another tracker, say."""
 
 
 @dataclass(kw_only=True)
@@ -183,7 +187,7 @@ class Run:
         ValueError: the folder is that of another run, or is not to be resumed.
     """
 
-    def __init__(self, settings: Learner, subject: str, metrics: list[str]) -> None:
+    def __init__(self, settings: Learner, subject: str, metrics: list[str], also: Also | None = None) -> None:
         from pgce.checkpoint import Checkpoints
         from pgce.logger import Logger
 
@@ -201,7 +205,7 @@ class Run:
         told: dict[str, Any] = {}
         try:
             if alone:
-                self._begin(subject, metrics)
+                self._begin(subject, metrics, also)
                 told = {"path": str(self.path), "attempt": self.attempt}
         except BaseException as error:
             self._release()
@@ -219,7 +223,7 @@ class Run:
         with self.or_released():
             self.checkpoints.together()
 
-    def _begin(self, subject: str, metrics: list[str]) -> None:
+    def _begin(self, subject: str, metrics: list[str], also: Also | None) -> None:
         """Take the folder, look for a checkpoint in it, and write what the run is."""
         from pgce.logger import Logger
 
@@ -242,7 +246,7 @@ class Run:
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
         shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
         self.logger = Logger(
-            self.path if settings.track else None, shown, metrics, began if attempts else None
+            self.path if settings.track else None, shown, metrics, began if attempts else None, also
         )
 
     def _resumed(self) -> list[Any]:

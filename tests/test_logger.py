@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+import pgce
 from pgce.logger import LAYOUT, TAGS, Bar, Logger
 
 
@@ -155,3 +157,16 @@ def test_the_bar_is_a_bar_on_a_terminal():
         bar.update(500, "return 7")
     assert "500/1,000 steps" in stream.getvalue()
     assert "return 7" in stream.getvalue()
+
+
+def test_another_tracker_sees_all_that_is_logged(tmp_path):
+    seen = []
+    agent = pgce.agents.Reinforce(quiet=True, runs_dir=str(tmp_path), total_timesteps=6_000)
+    run = agent.train(metrics=lambda step, values: seen.append({"step": step, **values}))
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert seen == lines
+    assert len(seen) > 3
+    seen.clear()
+    agent.track = False
+    agent.train(metrics=lambda step, values: seen.append({"step": step, **values}))
+    assert len(seen) == len(lines)
