@@ -28,7 +28,7 @@ from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choi
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, parse
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import SCORES
+from pgce.records import SCORES, Record
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -40,7 +40,7 @@ __all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
 _UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
-_MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
+_MAY_CHANGE = {*_UNSHOWN, "track", "capture_video", "tensorboard"}
 """What may differ from the run that is resumed: it does not change what is learned."""
 
 
@@ -248,6 +248,9 @@ class Run:
         self.logger = Logger(
             self.path if settings.track else None, shown, metrics, began if attempts else None, also
         )
+        if not attempts:
+            rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
+            self.logger.text("run/settings", f"    {settings.command()}\n\n| setting | |\n|---|---|\n{rows}")
 
     def _resumed(self) -> list[Any]:
         """Find the checkpoint to go on from; earlier attempts."""
@@ -390,11 +393,27 @@ class Run:
             "failed_saves": self.checkpoints.failed,
         }
         self.write("result.json", self.result)
+        if self.settings.track:
+            self._draw()
         self.say(result=summary, model=str(self.path / "model.safetensors"))
         if self.settings.track:
             self.say(dashboard=f"{_tensorboard()} --logdir {self.path}")
         if self.settings.json:
             print(json.dumps(self.result), flush=True)
+
+    def _draw(self) -> None:
+        """Write the learning curve as a picture, if there is one."""
+        from PIL import Image
+
+        from pgce.pictures import learning_curves
+
+        try:
+            record = Record.read(self.path)
+            curve = record.curve()
+        except ValueError:  # of the first round, no episode or epoch had ended
+            return
+        picture = learning_curves({record.subject: {record.learner: [curve]}})
+        Image.fromarray(picture).save(self.path / "learning_curve.png", optimize=True)
 
 
 @dataclass(kw_only=True)
