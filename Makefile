@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-faults lint clean
+.PHONY: help demo test test-browser test-faults lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytes
 
 test-faults: $(INSTALLED) ## all tests of what can go wrong: crashes, full disks, bad files, dead processes
 	$(BIN)/pytest tests/faults -m "not gpu and not browser"
+
+test-browser: $(INSTALLED) ## look at TensorBoard's tabs in a browser (Chromium or Chrome, which must be installed)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(BIN)/pytest tests/test_browser.py -m browser
 
 lint: $(INSTALLED) ## check formatting, style, types and which module imports which
 	$(BIN)/ruff format --check

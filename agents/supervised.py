@@ -104,7 +104,7 @@ def _train(settings: Supervised) -> Run:
 
         def begin() -> Logger:  # bad settings are refused before there is a folder
             nonlocal run
-            run = Run(settings, settings.data, ["eval/loss", *([] if regresses else ["eval/accuracy"])])
+            run = Run(settings, settings.data)
             run.say(
                 learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
                 minimises="mean(w · H) of " + ("real values" if regresses else "labels"),

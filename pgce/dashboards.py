@@ -46,7 +46,7 @@ def batch(logger: Logger, step: int, report: Report, head: Head) -> None:
         >>> folder = Path(tempfile.mkdtemp())
         >>> with Logger(folder) as logger:
         ...     dashboards.batch(logger, 1, report, head)
-        >>> (folder / "batch_rows.png").exists()
+        >>> (folder / "pictures" / "rows.png").exists()
         True
     """
     if not logger.writes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -61,7 +62,7 @@ def check(env_id: str) -> None:
         ImportError: a package that it draws with is not there.
 
     Example:
-        >>> from pgce import films
+        >>> from pgce import envs, films
         >>> films.check("pgce/DigitsBandit-v0")
         Traceback (most recent call last):
         ValueError: pgce/DigitsBandit-v0 cannot be shown by rgb_array: it knows []
@@ -118,7 +119,9 @@ _WIDEST = 400  # pixels
 
 def _shown(env_id: str, mode: str) -> gym.Env[Any, Any]:
     try:
-        env = gym.make(env_id, render_mode=mode)
+        with warnings.catch_warnings():  # of a mode it does not know, which is told below
+            warnings.simplefilter("ignore", UserWarning)
+            env = gym.make(env_id, render_mode=mode)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package to be drawn: {error}") from None
     except (gym.error.Error, TypeError, ValueError) as error:

@@ -31,7 +31,7 @@ from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, 
 
 from pgce.checkpoint import write_file
 
-__all__ = ["LAYOUT", "METRICS", "TAGS", "Bar", "Logger", "due"]
+__all__ = ["LAYOUT", "METRICS", "SHOWN", "TAGS", "Bar", "Logger", "due"]
 
 TAGS = {
     "rollout/ep_rew_mean": "mean undiscounted return of the last 100 training episodes",
@@ -113,6 +113,9 @@ LAYOUT = {
 """The charts of the Custom Scalars tab."""
 
 
+SHOWN = "eval/mean_reward", "rollout/ep_rew_mean", "eval/accuracy", "eval/loss"
+"""The metrics of the HParams tab. Every run names all, though it has some: the tab reads the list of one."""
+
 METRICS = "metrics.jsonl"
 """The file of numbers: an object a line, "step" and values by tag. It needs no TensorBoard to be read."""
 
@@ -120,12 +123,11 @@ METRICS = "metrics.jsonl"
 class Logger:
     """Writes one run's TensorBoard events and metrics.jsonl; errors are counted, told once, never raised.
 
-    Hyper-parameters go to the HParams tab of this same run, with the last value of `metrics`.
+    Hyper-parameters go to the HParams tab of this same run, with the last values of `SHOWN`.
 
     Args:
         folder: of the run; None writes nothing.
         hyperparameters: shown in the HParams tab.
-        metrics: tags whose last value the HParams tab shows.
         resumed: the step from which a run goes on, whose folder has events: what they tell of later steps is
             forgotten; −1 of all. None begins a run.
         also: called with every step and its numbers by tag: another tracker, say. What it raises ends the
@@ -139,7 +141,7 @@ class Logger:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from pgce.logger import Logger
-        >>> with Logger(Path(tempfile.mkdtemp()), {"learning_rate": 0.1}, ["eval/loss"]) as logger:
+        >>> with Logger(Path(tempfile.mkdtemp()), {"learning_rate": 0.1}) as logger:
         ...     logger.scalars(100, {"eval/loss": 0.5})
         >>> logger.dropped
         0
@@ -149,7 +151,6 @@ class Logger:
         self,
         folder: Path | None,
         hyperparameters: Mapping[str, Any] | None = None,
-        metrics: list[str] | None = None,
         resumed: int | None = None,
         also: Callable[[int, Mapping[str, float]], object] | None = None,
     ) -> None:
@@ -162,11 +163,9 @@ class Logger:
         self._session_end: Summary | None = None
         if folder is None:
             return
-        self._guard(lambda: self._open(folder, hyperparameters or {}, metrics or [], resumed))
+        self._guard(lambda: self._open(folder, hyperparameters or {}, resumed))
 
-    def _open(
-        self, folder: Path, hyperparameters: Mapping[str, Any], metrics: list[str], resumed: int | None
-    ) -> None:
+    def _open(self, folder: Path, hyperparameters: Mapping[str, Any], resumed: int | None) -> None:
         if resumed is not None:
             _make_older(folder)
             _forget(folder / METRICS, resumed)
@@ -181,7 +180,7 @@ class Logger:
             for name, value in hyperparameters.items()
         }
         # Through the main writer: SummaryWriter.add_hparams would open a second run.
-        experiment, start, self._session_end = hparams(shown, dict.fromkeys(metrics, 0.0))
+        experiment, start, self._session_end = hparams(shown, dict.fromkeys(SHOWN, 0.0))
         self._writer.add_summary(experiment)
         self._writer.add_summary(start)
         self._writer.add_summary(custom_scalars(LAYOUT))
@@ -220,7 +219,7 @@ class Logger:
             self._write(lambda: histogram(tag, finite, bins="auto"), step)
 
     def image(self, step: int, tag: str, picture: NDArray[np.uint8] | None) -> None:
-        """Write a picture (H, W, 3) of bytes, also as a .png file of the run; None writes nothing."""
+        """Write a picture (H, W, 3) of bytes, and the newest as pictures/*.png; None writes nothing."""
         _defined(tag)
         folder = self._folder
         if picture is None or folder is None:
@@ -229,7 +228,9 @@ class Logger:
         def write() -> None:
             encoded = BytesIO()
             Image.fromarray(picture).save(encoded, "PNG", optimize=True)
-            (folder / f"{tag.replace('/', '_')}.png").write_bytes(encoded.getvalue())
+            file = folder / "pictures" / f"{tag.rpartition('/')[2]}.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(encoded.getvalue())
             self._encoded(step, tag, encoded.getvalue(), picture.shape)
 
         self._guard(write)

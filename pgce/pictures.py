@@ -183,7 +183,7 @@ def heat_map(rows: Mapping[str, Tensor]) -> Picture:
         >>> p = torch.full((2, 2), 0.5)
         >>> rows = {"y": torch.tensor([1, 0]), "p": p, "w": torch.tensor([2.0, -1.0]), "gradient": p}
         >>> heat_map(rows).shape
-        (60, 236, 3)
+        (60, 257, 3)
     """
     y, p = rows["y"], rows["p"]
     if not y.is_floating_point() and y.shape == p.shape[:-1]:

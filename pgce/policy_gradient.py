@@ -525,7 +525,7 @@ class _Training:
             self.shuffle.get_state(),
             0,
         )  # of recorded examples: its order, what was taken
-        self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"], metrics)
+        self.run = Run(agent, agent.env_id, metrics)
         with self.run.or_released():
             if self.run.checkpoints.found is not None:
                 self.load_state_dict(self.run.checkpoints.found.state)

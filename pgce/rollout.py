@@ -505,7 +505,7 @@ class Player:
         >>> import torch
         >>> from pgce import envs
         >>> from pgce.rollout import Collector, Player
-        >>> player = Player(Collector(envs.make("CartPole-v1", 1), torch.nn.Linear(4, 2), 1))
+        >>> player = Player(Collector(envs.make("CartPole-v1", 1), torch.nn.Linear(4, 2), 1, seed=0))
         >>> player.act([0.0, 0.0, 0.0, 0.0], greedy=True) in (0, 1)
         True
     """

@@ -187,7 +187,7 @@ class Run:
         ValueError: the folder is that of another run, or is not to be resumed.
     """
 
-    def __init__(self, settings: Learner, subject: str, metrics: list[str], also: Also | None = None) -> None:
+    def __init__(self, settings: Learner, subject: str, also: Also | None = None) -> None:
         from pgce.checkpoint import Checkpoints
         from pgce.logger import Logger
 
@@ -205,7 +205,7 @@ class Run:
         told: dict[str, Any] = {}
         try:
             if alone:
-                self._begin(subject, metrics, also)
+                self._begin(subject, also)
                 told = {"path": str(self.path), "attempt": self.attempt}
         except BaseException as error:
             self._release()
@@ -223,7 +223,7 @@ class Run:
         with self.or_released():
             self.checkpoints.together()
 
-    def _begin(self, subject: str, metrics: list[str], also: Also | None) -> None:
+    def _begin(self, subject: str, also: Also | None) -> None:
         """Take the folder, look for a checkpoint in it, and write what the run is."""
         from pgce.logger import Logger
 
@@ -245,9 +245,7 @@ class Run:
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
         shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
-        self.logger = Logger(
-            self.path if settings.track else None, shown, metrics, began if attempts else None, also
-        )
+        self.logger = Logger(self.path if settings.track else None, shown, began if attempts else None, also)
         if not attempts:
             rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
             self.logger.text("run/settings", f"    {settings.command()}\n\n| setting | |\n|---|---|\n{rows}")
@@ -413,7 +411,8 @@ class Run:
         except ValueError:  # of the first round, no episode or epoch had ended
             return
         picture = learning_curves({record.subject: {record.learner: [curve]}})
-        Image.fromarray(picture).save(self.path / "learning_curve.png", optimize=True)
+        (self.path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(self.path / "pictures" / "learning_curve.png", optimize=True)
 
 
 @dataclass(kw_only=True)

@@ -33,6 +33,7 @@ FILES = [
     "config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "pictures",
     "result.json",
     "run.lock",
     "versions.json",
@@ -115,6 +116,8 @@ def test_the_folder_of_an_agent(tmp_path):
     assert {"objective/weight_mean", "objective/cross_entropy", "rollout/ep_rew_mean"} <= set(
         events.Tags()["scalars"]
     )
+    drawn = sorted(file.name for file in (run.path / "pictures").iterdir())
+    assert drawn == ["learning_curve.png", "rows.png"]
     steps = [event.step for event in events.Scalars("objective/loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == run.result["steps"] <= 12_000
