@@ -65,7 +65,7 @@ def check(env_id: str) -> None:
         >>> from pgce import envs, films
         >>> films.check("pgce/DigitsBandit-v0")
         Traceback (most recent call last):
-        ValueError: pgce/DigitsBandit-v0 cannot be shown by rgb_array: it knows []
+        ValueError: pgce/DigitsBandit-v0 cannot be shown by rgb_array: ...
     """
     with closing(_shown(env_id, "rgb_array")) as env:
         env.reset(seed=0)

@@ -521,6 +521,7 @@ class _Training:
         self.seen: Tensor | None = None  # observations that the normaliser is still to take in
         self.steps, self.round, self.stopped = 0, 0, "budget"
         self.collecting = 0.0  # seconds, of training
+        self.values: dict[str, float] = {}  # what was logged last
         self.epoch, self.batch = (
             self.shuffle.get_state(),
             0,
@@ -649,6 +650,8 @@ class _Training:
             if evaluation.returns is not None:
                 score = f"{scores['eval_mean']:.1f} ± {scores['eval_std']:.1f}"
                 ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
+            if self.values:
+                run.say(learned=_shown(self.values))
             run.finish(self.model, result, ended)
         return run
 
@@ -751,11 +754,13 @@ class _Training:
         if self.round == 1:
             dashboards.network(run.logger, self.model, next(first.batch.split(1)).input)
         if kept or run.logger.also is not None:
-            values = self._numbers(reports)
+            values = self.values = self._numbers(reports)
             run.logger.scalars(self.steps, values, kept=kept)
             run.bar.update(self.steps, _shown(values))
         if self.steps - evaluation.steps >= self.agent.eval_freq:
             evaluation.number += 1
+            if evaluation.number == 1:
+                self._hint()
             if due(evaluation.number, 10):
                 dashboards.batch(run.logger, self.steps, first, self.head)
             if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
@@ -764,6 +769,25 @@ class _Training:
                 self.stopped = "threshold"
             elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
                 self.stopped = "after"
+
+    def _hint(self) -> None:
+        """Tell what hardly lets it learn, if something does."""
+        agent, returns = self.agent, {episode[0] for episode in self.recent}
+        if len(self.recent) > 1 and len(returns) == 1:
+            self.run.say(
+                hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
+                "More exploration (--ent-coef, --log-std-init) or a denser reward may"
+            )
+        if agent.norm_reward and not self.recent:
+            self.run.say(
+                hint=f"--norm-reward scales by what {self.steps:,} steps told, in which no episode ended: "
+                "its scale is a guess until some have"
+            )
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        if self.collector.device.type == "cuda" and size < _SMALL:
+            self.run.say(
+                hint=f"a network of {size:,} parameters is often faster with --device cpu than on a GPU"
+            )
 
     def _numbers(self, reports: dict[str, Report]) -> dict[str, float]:
         """What a round came to, by tag."""
@@ -788,6 +812,7 @@ class _Training:
         return values
 
 
+_SMALL = 100_000  # parameters of a network that a GPU hardly helps
 _KEPT = 500
 """Rounds of which each is written; of twice as many every second, and so on."""
 
