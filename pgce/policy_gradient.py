@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -520,7 +519,6 @@ class _Training:
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
         self.seen: Tensor | None = None  # observations that the normaliser is still to take in
         self.steps, self.round, self.stopped = 0, 0, "budget"
-        self.collecting = 0.0  # seconds, of training
         self.values: dict[str, float] = {}  # what was logged last
         self.epoch, self.batch = (
             self.shuffle.get_state(),
@@ -574,7 +572,7 @@ class _Training:
             "round": self.round,
             "stopped": self.stopped,
             "seconds": self.run.seconds,
-            "collecting": self.collecting,
+            "spent": dict(self.run.spent),
             "epoch": self.epoch,
             "batch": self.batch,
             "groups": self.groups.n_children_spawned,
@@ -610,8 +608,7 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
-        self.run.restored(state["seconds"])
-        self.collecting = state["collecting"]
+        self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
 
     @property
@@ -652,6 +649,8 @@ class _Training:
                 ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
             if self.values:
                 run.say(learned=_shown(self.values))
+            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
+            run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
             run.finish(self.model, result, ended)
         return run
 
@@ -664,9 +663,8 @@ class _Training:
             self._progress()
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
-            began = time.perf_counter()
-            rollout = collector.collect()
-            self.collecting += time.perf_counter() - began
+            with self.run.part("collect"):
+                rollout = collector.collect()
             self.seen = rollout.observation[:-1][rollout.valid]
             if self.steps == 0:
                 self._normalize()  # the policy hardly looks yet
@@ -738,6 +736,7 @@ class _Training:
         self.stopped = run.interrupted or self.stopped
         if run.checkpoints.due:
             self._save()
+        run.ended_round()
         return self.stopped != "budget"
 
     def _save(self) -> None:
@@ -751,18 +750,20 @@ class _Training:
 
         run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
         kept = due(self.round, _KEPT)
-        if self.round == 1:
-            dashboards.network(run.logger, self.model, next(first.batch.split(1)).input)
-        if kept or run.logger.also is not None:
-            values = self.values = self._numbers(reports)
-            run.logger.scalars(self.steps, values, kept=kept)
-            run.bar.update(self.steps, _shown(values))
+        with run.part("log"):
+            if self.round == 1:
+                dashboards.network(run.logger, self.model, next(first.batch.split(1)).input)
+            if kept or run.logger.also is not None:
+                values = self.values = self._numbers(reports)
+                run.logger.scalars(self.steps, values, kept=kept)
+                run.bar.update(self.steps, _shown(values))
         if self.steps - evaluation.steps >= self.agent.eval_freq:
             evaluation.number += 1
             if evaluation.number == 1:
                 self._hint()
             if due(evaluation.number, 10):
-                dashboards.batch(run.logger, self.steps, first, self.head)
+                with run.part("log"):
+                    dashboards.batch(run.logger, self.steps, first, self.head)
             if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
                 evaluation.film(run, self.steps)
             if evaluation.solved(run, self.steps):
@@ -803,8 +804,9 @@ class _Training:
             "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
         }
         if self.examples is None:
-            values["time/collect_fps"] = self.steps / self.collecting
-            values["time/learn_fps"] = self.steps / (run.seconds - self.collecting)
+            collecting = run.spent["collect"]
+            values["time/collect_fps"] = self.steps / collecting
+            values["time/learn_fps"] = self.steps / (run.seconds - collecting)
         if self.recent:
             returns, lengths = np.array(self.recent).T
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = returns.mean(), lengths.mean()
