@@ -678,6 +678,7 @@ class _Training:
                 rollout = dataclasses.replace(rollout, reward=reward)
             self.kept.append(rollout)
             batch = Batch.joined([current.prepare(each, model) for each in self.kept])
+            self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
@@ -687,6 +688,7 @@ class _Training:
         if self.steps == 0:
             self.seen = examples.input
             self._normalize()
+        self._draw(examples)
         self._progress()
         size = min(len(examples), agent.eval_freq)
         batches: list[Batch] = []
@@ -710,6 +712,14 @@ class _Training:
                     batches, begun = [], self.steps
                     self._progress()
             done = 0
+
+    def _draw(self, batch: Batch) -> None:
+        """Write what the networks look like, before the first round."""
+        from pgce import dashboards
+
+        if self.round == 0:
+            with self.run.part("log"):
+                dashboards.network(self.run.logger, self.model, next(batch.split(1)).input)
 
     def _progress(self) -> None:
         """Set what depends on how far the run is."""
@@ -751,8 +761,6 @@ class _Training:
         run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
         kept = due(self.round, _KEPT)
         with run.part("log"):
-            if self.round == 1:
-                dashboards.network(run.logger, self.model, next(first.batch.split(1)).input)
             if kept or run.logger.also is not None:
                 values = self.values = self._numbers(reports)
                 run.logger.scalars(self.steps, values, kept=kept)
