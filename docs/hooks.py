@@ -37,10 +37,9 @@ def learners() -> str:
     """A section a learner: what it is, from its file, and its settings."""
     text = [
         "# Learners",
-        "Every setting is a flag of the script (`--clip-coef 0.1`), of `pgce train`, and an argument in Python "
-        "(`pgce.agents.PPO(clip_coef=0.1)`). A learner's table has what is its own, or has another default than "
-        "[all agents](#settings-of-all-agents) and [all learners](#settings-of-all-learners). Names of settings are "
-        "the field's usual ones.",
+        "Every setting is a flag of the script (`--clip-coef 0.1`), of `pgce train`, and an argument in "
+        "Python (`pgce.agents.PPO(clip_coef=0.1)`). A learner's table has what is its own, or has another "
+        "default than [all agents](#settings-of-all-agents) and [all learners](#settings-of-all-learners).",
     ]
     for name in agents.__all__:
         learner = getattr(agents, name)
@@ -50,7 +49,11 @@ def learners() -> str:
         shared = Agent if issubclass(learner, Agent) else Learner
         text += [settings(learner, but=shared)]
         if presets := getattr(learner, "PRESETS", {}):
-            text += ["Presets, which `pgce train` and the script take by themselves: " + ", ".join(f"`{each}`" for each in presets) + "."]
+            text += [
+                "Presets, which `pgce train` and the script take by themselves: "
+                + ", ".join(f"`{each}`" for each in presets)
+                + "."
+            ]
     text += ["## Settings of all agents", settings(Agent, but=Learner)]
     text += ["## Settings of all learners", settings(Learner)]
     return "\n\n".join(text) + "\n"
@@ -85,8 +88,8 @@ def tags() -> str:
     rows = [f"| `{tag}` | {meaning} |" for tag, meaning in TAGS.items()]
     head = [
         "# TensorBoard tags\n",
-        "The x-axis is environment steps, or examples seen. Numbers lie in `metrics.jsonl` too, a JSON object a line;",
-        "the newest of each picture in the run's folder `pictures/`.\n",
+        "The x-axis is environment steps, or examples seen. Numbers lie in `metrics.jsonl` too, a JSON",
+        "object a line; the newest of each picture in the run's folder `pictures/`.\n",
         "| tag | what it is |",
         "|---|---|",
     ]

@@ -1,6 +1,6 @@
 """Run the tour: every block of docs/tour.md, in a folder of its own, keeping what each step says.
 
-    python docs/tour.py OUT    # OUT/01.txt, 02.txt, …: the block, its output, its time
+python docs/tour.py OUT    # OUT/01.txt, 02.txt, …: the block, its output, its time
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of the blocks that are run."""
-    return re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```(sh|python)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def main(out: Path) -> int:
@@ -31,7 +33,9 @@ def main(out: Path) -> int:
         told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         done = subprocess.run(command, cwd=work, env=environment, text=True, **told)
         seconds = time.monotonic() - began
-        (out / f"{number:02d}.txt").write_text(f"{text}\n--- {seconds:.1f} s\n{done.stdout}", encoding="utf-8")
+        (out / f"{number:02d}.txt").write_text(
+            f"{text}\n--- {seconds:.1f} s\n{done.stdout}", encoding="utf-8"
+        )
         print(f"step {number}: {seconds:.1f} s, exit code {done.returncode}", flush=True)
         if done.returncode:
             print(done.stdout)
