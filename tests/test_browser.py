@@ -206,8 +206,7 @@ TABS = {
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_tab_shows_the_run(browser, trained, tab):
-    from playwright.sync_api import expect
-
+    expect = pytest.importorskip("playwright.sync_api").expect
     where, check = TABS[tab]
     with opened(browser, trained, where) as page:
         check(page, lambda locator: expect(locator).to_be_visible(timeout=30_000))
@@ -215,8 +214,7 @@ def test_a_tab_shows_the_run(browser, trained, tab):
 
 @pytest.mark.parametrize("tab", TABS)
 def test_without_data_the_same_look_fails(browser, bare, tab):
-    from playwright.sync_api import expect
-
+    expect = pytest.importorskip("playwright.sync_api").expect
     where, check = TABS[tab]
     with opened(browser, bare, where) as page:
         page.locator("plugin-selector").wait_for()
