@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-faults lint clean
+.PHONY: help demo test test-browser test-faults docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -18,6 +18,14 @@ test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytes
 test-faults: $(INSTALLED) ## all tests of what can go wrong: crashes, full disks, bad files, dead processes
 	$(BIN)/pytest tests/faults -m "not gpu and not browser"
 
+test-browser: $(INSTALLED) ## look at TensorBoard's tabs in a browser (Chromium or Chrome, which must be installed)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	$(BIN)/pytest tests/test_browser.py -m browser
+
+docs: $(INSTALLED) ## build the documentation into site/, where a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(INSTALLED) ## check formatting, style, types and which module imports which
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -25,7 +33,7 @@ lint: $(INSTALLED) ## check formatting, style, types and which module imports wh
 	$(BIN)/lint-imports
 
 clean: ## remove the virtual environment, caches and builds, but no runs
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find agents envs pgce tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -104,7 +104,7 @@ def _train(settings: Supervised) -> Run:
 
         def begin() -> Logger:  # bad settings are refused before there is a folder
             nonlocal run
-            run = Run(settings, settings.data, ["eval/loss", *([] if regresses else ["eval/accuracy"])])
+            run = Run(settings, settings.data)
             run.say(
                 learner=f"{settings.learner} on {settings.data}, seed {settings.seed}",
                 minimises="mean(w · H) of " + ("real values" if regresses else "labels"),
@@ -119,17 +119,17 @@ def _train(settings: Supervised) -> Run:
 
         def after(row: dict[str, float], report: Report) -> bool:
             run.bar.update(int(row["examples"]), f"held-out loss {row['val_loss']:.3f}")
+            run.ended_round()
             return bool(run.interrupted)
 
         # What early stopping looks at is held out of the training data, not tested on.
         validation = None if settings.early_stopping else held_out
         estimator.log, estimator.checkpoints = begin, lambda: run.checkpoints
         estimator.fit(data.train_inputs, data.train_labels, validation=validation, after=after)
-        history = estimator.history_
-        scores = estimator.evaluate(*held_out)
+        history, scores = estimator.history_, estimator.evaluate(*held_out)
         step = int(history["examples"][-1])
-        further = scores.keys() - {"loss", "accuracy"}  # which every epoch tells
-        run.logger.scalars(step, {f"eval/{name}": scores[name] for name in further})
+        told = {"loss", "accuracy"}  # by every epoch
+        run.logger.scalars(step, {f"eval/{name}": scores[name] for name in scores.keys() - told})
         if run.settings.track and not regresses:
             estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
     pgce.save(estimator, run.path)

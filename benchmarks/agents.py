@@ -32,10 +32,10 @@ PUBLISHED = {
     ("PPO", "LunarLanderContinuous-v3"): (270.9, 1_000_000, "RL Zoo, v2"),
     ("PPO", "BipedalWalker-v3"): (287.9, 5_000_000, "RL Zoo"),
     ("PPO", "HalfCheetah-v5"): (5819.1, 1_000_000, "RL Zoo, v3"),
-    ("PPO", "Hopper-v5"): (2410.4, 1_000_000, "RL Zoo, v3"),
-    ("PPO", "InvertedDoublePendulum-v5"): (9231.3, 1_000_000, "Tianshou, v3"),
+    ("PPO", "Hopper-v5"): (2609.3, 1_000_000, "Tianshou, v3, best of training"),
+    ("PPO", "InvertedDoublePendulum-v5"): (9231.3, 1_000_000, "Tianshou, v3, best of training"),
     ("PPO", "Swimmer-v5"): (281.6, 1_000_000, "RL Zoo, v3"),
-    ("PPO", "Walker2d-v5"): (3478.8, 1_000_000, "RL Zoo, v3"),
+    ("PPO", "Walker2d-v5"): (4000.0, 1_000_000, "Kostrikov, quoted by Tianshou, best of training"),
     ("A2C", "CartPole-v1"): (500.0, 500_000, "RL Zoo"),
     ("A2C", "Acrobot-v1"): (-83.4, 500_000, "RL Zoo"),
     ("A2C", "MountainCar-v0"): (-111.3, 1_000_000, "RL Zoo"),
@@ -138,42 +138,19 @@ def table() -> str:
 
 def draw() -> None:
     """Learning curves: interquartile mean over seeds, shaded 95 % interval; a panel an environment."""
-    import matplotlib
+    from PIL import Image
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from pgce.pictures import learning_curves
 
-    curves = defaultdict(lambda: defaultdict(list))
+    curves = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in read("agents_curves.csv"):
-        curves[row["env_id"], row["agent"]][row["seed"]].append((float(row["step"]), float(row["return"])))
-    env_ids = sorted({env_id for env_id, _ in curves})
-    columns = 4
-    figure, axes = plt.subplots(
-        -(-len(env_ids) // columns),
-        columns,
-        figsize=(12, 2.6 * -(-len(env_ids) // columns)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(env_ids) :]:
-        axis.set_visible(False)
-    names = sorted({name for _, name in curves})
-    for axis, env_id in zip(axes.flat, env_ids, strict=False):
-        for number, name in enumerate(names):
-            if (env_id, name) not in curves:
-                continue
-            seeds = [np.array(curve).T for curve in curves[env_id, name].values()]
-            grid = np.linspace(max(s[0][0] for s in seeds), min(s[0][-1] for s in seeds), POINTS)
-            mean, low, high = iqm(np.stack([np.interp(grid, *seed) for seed in seeds]))
-            axis.plot(grid, mean, label=name, color=f"C{number}")
-            axis.fill_between(grid, low, high, alpha=0.2, color=f"C{number}", linewidth=0)
-        axis.set_title(env_id, fontsize=10)
-        axis.xaxis.set_major_formatter(
-            lambda step, _: f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k"
-        )
-        axis.grid(alpha=0.3)
-        axis.legend(loc="lower right", fontsize=8)
-    figure.savefig(ROOT / "docs" / "agents.png", dpi=90, metadata={"Software": ""})
+        point = (float(row["step"]), float(row["return"]))
+        curves[row["env_id"]][row["agent"]][row["seed"]].append(point)
+    panels = {
+        env_id: {name: [np.array(curve).T for curve in seeds.values()] for name, seeds in agents.items()}
+        for env_id, agents in sorted(curves.items())
+    }
+    Image.fromarray(learning_curves(panels)).save(ROOT / "docs" / "agents.png", optimize=True)
 
 
 if __name__ == "__main__":

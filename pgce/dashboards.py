@@ -1,25 +1,119 @@
-"""What TensorBoard shows of a trained classifier beside its curves."""
+"""What TensorBoard shows beside curves: of a batch, of a network, of a trained classifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import Tensor, nn
 
-from pgce import pictures
+from pgce import metrics, pictures
 from pgce.heads import Head, plain
 from pgce.logger import Logger
-from pgce.trainer import Batch
+from pgce.trainer import Batch, Input, Report
 
-__all__ = ["classifier"]
+__all__ = ["batch", "classifier", "network"]
 
 _MOST_VECTORS = 2000
 """Examples in the projector, whose page holds them all."""
 _MOST_CURVES = 20
 """Classes with a precision–recall curve."""
+_ROWS = 8
+"""Rows of a batch that are shown one by one."""
+
+
+def batch(logger: Logger, step: int, report: Report, head: Head) -> None:
+    """Write how the numbers of a term are distributed, and a few rows of it as a picture.
+
+    Args:
+        logger: of the run.
+        step: the x-axis.
+        report: of the term.
+        head: of the term.
+
+    Example:
+        >>> import tempfile, torch, pgce
+        >>> from pathlib import Path
+        >>> from pgce import dashboards, heads
+        >>> from pgce.logger import Logger
+        >>> from pgce.trainer import Report
+        >>> logits, y, head = torch.zeros(2, 2), torch.tensor([1, 0]), heads.Categorical()
+        >>> seen = head.cross_entropy(logits, y)
+        >>> report = Report(logits, y, seen, None, seen.mean(), pgce.Batch(logits, {"action": y}))
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with Logger(folder) as logger:
+        ...     dashboards.batch(logger, 1, report, head)
+        >>> (folder / "pictures" / "rows.png").exists()
+        True
+    """
+    if not logger.writes:
+        return
+    if report.weight is not None:
+        logger.histogram(step, "distribution/weight", report.weight)
+    logger.histogram(step, "distribution/cross_entropy", report.cross_entropy)
+    for name in ("advantage", "action"):
+        if name in report.batch.columns:
+            logger.histogram(step, f"distribution/{name}", report.batch[name])
+    logger.image(step, "batch/rows", pictures.heat_map(metrics.rows(report, head, _ROWS)))
+
+
+def network(logger: Logger, model: nn.Module, example: Input) -> None:
+    """Write a network for the Graphs tab: its layers, in the order in which they compute.
+
+    What happens between layers (a reshape, a sum) shows as an edge only.
+
+    Args:
+        logger: of the run.
+        model: called once, in evaluation mode, without gradient.
+        example: of an input.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from pgce import dashboards
+        >>> from pgce.logger import Logger
+        >>> with Logger(Path(tempfile.mkdtemp())) as logger:
+        ...     dashboards.network(logger, torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4))
+        >>> logger.dropped
+        0
+    """
+    if not logger.writes:
+        return
+    graph = GraphDef()
+    graph.versions.producer = 22  # of the format
+    graph.node.add(name="input", op="Input")
+    inputs = example.values() if isinstance(example, dict) else [example]
+    made = {id(each): "input" for each in inputs}  # which layer a tensor comes from
+    kept: list[object] = []  # tensors, whose ids stay theirs for so long
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def see(layer: nn.Module, given: tuple[object, ...], output: object) -> None:
+            if any(node.name == name for node in graph.node):  # called for the second time
+                return
+            sources = [made[id(each)] for each in given if id(each) in made] or [graph.node[-1].name]
+            node = graph.node.add(name=name, op=type(layer).__name__, input=dict.fromkeys(sources))
+            node.attr["what"].s = layer.extra_repr().encode()
+            outputs = output if isinstance(output, tuple) else (output,)
+            kept.extend(outputs)
+            made.update((id(each), name) for each in outputs)
+
+        return see
+
+    layers = {name: layer for name, layer in model.named_modules() if name and not [*layer.children()]}
+    hooks = [layer.register_forward_hook(hook(name.replace(".", "/"))) for name, layer in layers.items()]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        model.train(training)
+        for each in hooks:
+            each.remove()
+    logger.graph(graph)
 
 
 def classifier(

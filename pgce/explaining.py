@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgce import agents, envs, heads, returns, samplers, targets, weights
+from pgce import agents, envs, heads, metrics, returns, samplers, targets, weights
 from pgce.checkpoint import load_model
 from pgce.flags import from_config, nearest
 from pgce.records import Record
@@ -91,22 +91,15 @@ def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
         1.00 0.00  1  0.50 0.50  2.00   0.693  +1.00 -1.00
         0.00 1.00  0  0.50 0.50  -1.00  0.693  +0.50 -0.50
     """
-    kept = slice(min(rows, len(report.cross_entropy)))
-    logits = report.logits[kept].detach().clone().requires_grad_()
-    target = report.target[kept]
-    weight = torch.ones_like(report.cross_entropy) if report.weight is None else report.weight
-    weight = weight.expand_as(report.cross_entropy)[kept]
-    (gradient,) = torch.autograd.grad((weight * head.cross_entropy(logits, target)).sum(), logits)
+    seen = metrics.rows(report, head, rows)
     source = report.batch.input
-    inputs = source[kept] if isinstance(source, Tensor) else [None] * len(target)
-    p = head.mean(logits.detach())
-    table = [
-        ["input", "y", "p", "w", "H", "w · (p − y)" if isinstance(head, heads.Categorical) else "∂(w · H)"]
-    ]
-    columns = zip(inputs, target, p, weight, report.cross_entropy[kept], gradient, strict=True)
+    inputs = source[:rows] if isinstance(source, Tensor) else [None] * len(seen["y"])
+    forms = {"y": ".2f", "p": ".2f", "w": ".2f", "H": ".3f", "gradient": "+.2f"}
+    gradient = "w · (p − y)" if isinstance(head, heads.Categorical) else "∂(w · H)"
+    table = [["input", "y", "p", "w", "H", gradient]]
     table += [
-        [_numbers(x), _numbers(y), _numbers(q), _numbers(w), _numbers(h, ".3f"), _numbers(g, "+.2f")]
-        for x, y, q, w, h, g in columns
+        [_numbers(inputs[i]), *(_numbers(seen[name][i], form) for name, form in forms.items())]
+        for i in range(len(inputs))
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,18 +14,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from pgce.trained import TrainedAgent
+    from pgce.rollout import Player
 
-__all__ = ["play", "save"]
+__all__ = ["check", "play", "save"]
 
 
 def play(
-    agent: TrainedAgent, *, mode: str = "rgb_array", seed: int = 0, greedy: bool = True, most: int = 1_000
+    agent: Player,
+    env_id: str,
+    *,
+    mode: str = "rgb_array",
+    seed: int = 0,
+    greedy: bool = True,
+    most: int = 1_000,
 ) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
     """One episode, a step at a time: the picture (H, W, 3) and the return so far.
 
     Args:
         agent: that acts.
+        env_id: of the environment.
         mode: "rgb_array" gives pictures, "human" shows a window and gives None.
         seed: of the episode.
         greedy: take the most probable actions.
@@ -34,26 +42,34 @@ def play(
         ValueError: the environment cannot be shown so.
         ImportError: a package that it draws with is not there.
     """
-    try:
-        env = gym.make(agent.env_id, render_mode=mode)
-    except gym.error.DependencyNotInstalled as error:
-        raise ImportError(f"{agent.env_id} needs a package to be drawn: {error}") from None
-    except (gym.error.Error, TypeError, ValueError) as error:
-        raise ValueError(f"{agent.env_id} cannot be shown by {mode}: {error}") from None
-    with closing(env):
-        if mode not in (env.metadata.get("render_modes") or ()):
-            raise ValueError(
-                f"{agent.env_id} cannot be shown by {mode}: it knows {env.metadata.get('render_modes')}"
-            )
+    with closing(_shown(env_id, mode)) as env:
         observation, info = env.reset(seed=seed)
         agent.reset()
         total, done, steps = 0.0, False, 0
-        yield _frame(env, mode), total
+        yield _frame(env, env_id, mode), total
         while not done and steps < most:
             action = agent.act(observation, action_mask=info.get("action_mask"), greedy=greedy)
             observation, reward, terminated, truncated, info = env.step(action)
             total, done, steps = total + float(reward), terminated or truncated, steps + 1
-            yield _frame(env, mode), total
+            yield _frame(env, env_id, mode), total
+
+
+def check(env_id: str) -> None:
+    """Refuse an environment that cannot be filmed, by drawing it once.
+
+    Raises:
+        ValueError: it cannot be shown so.
+        ImportError: a package that it draws with is not there.
+
+    Example:
+        >>> from pgce import envs, films
+        >>> films.check("pgce/DigitsBandit-v0")
+        Traceback (most recent call last):
+        ValueError: pgce/DigitsBandit-v0 cannot be shown by rgb_array: ...
+    """
+    with closing(_shown(env_id, "rgb_array")) as env:
+        env.reset(seed=0)
+        _frame(env, env_id, "rgb_array")
 
 
 def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -> Path:
@@ -86,6 +102,7 @@ def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -
         return file
     if file.suffix != ".gif":
         raise ValueError(f"a film ends in .gif or .mp4: it is {str(file)!r}")
+    file.parent.mkdir(parents=True, exist_ok=True)
     every = -(-len(frames) // _MOST_FRAMES)
     images = [Image.fromarray(frame) for frame in frames[::every]]
     width, height = images[0].size
@@ -100,5 +117,26 @@ _MOST_FRAMES = 300
 _WIDEST = 400  # pixels
 
 
-def _frame(env: Any, mode: str) -> NDArray[np.uint8] | None:
-    return np.asarray(env.render(), np.uint8) if mode == "rgb_array" else None
+def _shown(env_id: str, mode: str) -> gym.Env[Any, Any]:
+    try:
+        with warnings.catch_warnings():  # of a mode it does not know, which is told below
+            warnings.simplefilter("ignore", UserWarning)
+            env = gym.make(env_id, render_mode=mode)
+    except gym.error.DependencyNotInstalled as error:
+        raise ImportError(f"{env_id} needs a package to be drawn: {error}") from None
+    except (gym.error.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{env_id} cannot be shown by {mode}: {error}") from None
+    known = env.metadata.get("render_modes")
+    if mode not in (known or ()):
+        env.close()
+        raise ValueError(f"{env_id} cannot be shown by {mode}: it knows {known}")
+    return env
+
+
+def _frame(env: gym.Env[Any, Any], env_id: str, mode: str) -> NDArray[np.uint8] | None:
+    if mode != "rgb_array":
+        return None
+    try:
+        return np.asarray(env.render(), np.uint8)
+    except gym.error.DependencyNotInstalled as error:
+        raise ImportError(f"{env_id} needs a package to be drawn: {error}") from None

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pgce import processes
+from pgce import dashboards, processes
 from pgce.checkpoint import Checkpoints, check_like
 from pgce.choices import OptimizerName, Precision, Schedule
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
-from pgce.logger import Logger
+from pgce.logger import Logger, due
 from pgce.metrics import LOWER_IS_BETTER, factors, right
 from pgce.objective import objective, weighted
 from pgce.optimizer import Optimizer, resolve_device
@@ -289,7 +289,7 @@ def fit(
                 elif n + 1 - (history.best_epoch or 0) >= patience:
                     history.stopped, stop = "patience", True
             if logger is not None:
-                _log(logger, row, whole[0])
+                _log(logger, row, whole[0], main.head)
             if after is not None and after(row, whole[0]):
                 history.stopped, stop = "after", True
         ends = stop or n + 1 == epochs
@@ -569,15 +569,10 @@ class _Clock:
         return self.seconds
 
 
-def _due(n: int, number: int) -> bool:
-    """Whether epoch n is written: each of the first 2 · number, then every second, every fourth and so on."""
-    return n % (1 << max((n // number).bit_length() - 1, 0)) == 0
-
-
-def _log(logger: Logger, row: Mapping[str, float], report: Report) -> None:
+def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head) -> None:
     """Write an epoch's numbers and histograms, the more seldom the longer the run is."""
     n, step = int(row["epoch"]), int(row["examples"])
-    if _due(n, 200):
+    if due(n, 200):
         values = {
             **factors(report),
             **{f"eval/{key[4:]}": value for key, value in row.items() if key.startswith("val_")},
@@ -591,5 +586,5 @@ def _log(logger: Logger, row: Mapping[str, float], report: Report) -> None:
         if "accuracy" in row:
             values["train/accuracy"] = row["accuracy"]
         logger.scalars(step, values)
-    if _due(n, 10):
-        logger.distributions(step, report)
+    if due(n, 10):
+        dashboards.batch(logger, step, report, head)

@@ -22,19 +22,21 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.projector import ProjectorConfig
 from torch import Tensor
 from torch.utils.tensorboard import FileWriter
-from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve
+from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve, text
 
 from pgce.checkpoint import write_file
-from pgce.trainer import Report
 
-__all__ = ["LAYOUT", "METRICS", "TAGS", "Bar", "Logger"]
+__all__ = ["LAYOUT", "METRICS", "SHOWN", "TAGS", "Bar", "Logger", "due"]
 
 TAGS = {
     "rollout/ep_rew_mean": "mean undiscounted return of the last 100 training episodes",
+    "rollout/ep_rew_min": "smallest return of the last 100 training episodes",
+    "rollout/ep_rew_max": "largest return of the last 100 training episodes",
     "rollout/ep_len_mean": "mean length of the last 100 training episodes, in environment steps",
     "eval/mean_reward": "mean undiscounted return of the evaluation episodes",
     "eval/mean_ep_length": "mean length of the evaluation episodes, in environment steps",
@@ -71,9 +73,16 @@ TAGS = {
     "train/skipped": "updates left out so far, since the gradient was not finite",
     "train/grad_norm": "Euclidean norm of the gradient before clipping",
     "time/fps": "environment steps, or examples, a second of training time",
+    "time/collect_fps": "environment steps a second of the time spent in environments and policy",
+    "time/learn_fps": "environment steps a second of the time spent in updates",
     "time/epoch": "passes over the data set, or rollouts, so far",
     "distribution/weight": "histogram of the weight w of the first term",
     "distribution/cross_entropy": "histogram of H(y, p) of the first term, in nats",
+    "distribution/advantage": "histogram of what the weight is made of: the advantage, or the return",
+    "distribution/action": "histogram of the actions: their numbers, or the values of all dimensions",
+    "run/settings": "text: the command that repeats the run, and its settings",
+    "batch/rows": "picture: a few rows of the batch, as y, p, w and the gradient on the logits, w · (p − y)",
+    "eval/episode": "film of an episode, where `capture_video` asks for it; also a file under videos/",
 }
 """Every tag that is written, and what it means. The x-axis is environment steps, or examples seen."""
 
@@ -85,10 +94,27 @@ LAYOUT = {
         "Training and held-out accuracy": ["Multiline", ["train/accuracy", "eval/accuracy"]],
         "The objective": ["Multiline", ["objective/loss", "objective/cross_entropy"]],
         "The weight: mean and spread": ["Multiline", ["objective/weight_mean", "objective/weight_std"]],
+        "Training return: mean, smallest, largest": [
+            "Margin",
+            ["rollout/ep_rew_mean", "rollout/ep_rew_min", "rollout/ep_rew_max"],
+        ],
+        "The policy: change and share clipped": [
+            "Multiline",
+            ["train/approx_kl", "train/clip_fraction"],
+        ],
+        "The policy: entropy": ["Multiline", ["train/entropy"]],
+        "The critic: explained variance": ["Multiline", ["train/explained_variance"]],
+        "Speed: all, collecting, learning": [
+            "Multiline",
+            ["time/fps", "time/collect_fps", "time/learn_fps"],
+        ],
     }
 }
 """The charts of the Custom Scalars tab."""
 
+
+SHOWN = "eval/mean_reward", "rollout/ep_rew_mean", "eval/accuracy", "eval/loss"
+"""The metrics of the HParams tab. Every run names all, though it has some: the tab reads the list of one."""
 
 METRICS = "metrics.jsonl"
 """The file of numbers: an object a line, "step" and values by tag. It needs no TensorBoard to be read."""
@@ -97,25 +123,25 @@ METRICS = "metrics.jsonl"
 class Logger:
     """Writes one run's TensorBoard events and metrics.jsonl; errors are counted, told once, never raised.
 
-    Hyper-parameters go to the HParams tab of this same run, with the last value of `metrics`.
+    Hyper-parameters go to the HParams tab of this same run, with the last values of `SHOWN`.
 
     Args:
         folder: of the run; None writes nothing.
         hyperparameters: shown in the HParams tab.
-        metrics: tags whose last value the HParams tab shows.
         resumed: the step from which a run goes on, whose folder has events: what they tell of later steps is
             forgotten; −1 of all. None begins a run.
         also: called with every step and its numbers by tag: another tracker, say. What it raises ends the
             run.
 
     Attributes:
+        also: as given.
         dropped: events that could not be written.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from pgce.logger import Logger
-        >>> with Logger(Path(tempfile.mkdtemp()), {"learning_rate": 0.1}, ["eval/loss"]) as logger:
+        >>> with Logger(Path(tempfile.mkdtemp()), {"learning_rate": 0.1}) as logger:
         ...     logger.scalars(100, {"eval/loss": 0.5})
         >>> logger.dropped
         0
@@ -125,12 +151,11 @@ class Logger:
         self,
         folder: Path | None,
         hyperparameters: Mapping[str, Any] | None = None,
-        metrics: list[str] | None = None,
         resumed: int | None = None,
         also: Callable[[int, Mapping[str, float]], object] | None = None,
     ) -> None:
         self.dropped = 0
-        self._also = also
+        self.also = also
         self._process = os.getpid()
         self._lines: IO[str] | None = None
         self._folder = folder
@@ -138,11 +163,9 @@ class Logger:
         self._session_end: Summary | None = None
         if folder is None:
             return
-        self._guard(lambda: self._open(folder, hyperparameters or {}, metrics or [], resumed))
+        self._guard(lambda: self._open(folder, hyperparameters or {}, resumed))
 
-    def _open(
-        self, folder: Path, hyperparameters: Mapping[str, Any], metrics: list[str], resumed: int | None
-    ) -> None:
+    def _open(self, folder: Path, hyperparameters: Mapping[str, Any], resumed: int | None) -> None:
         if resumed is not None:
             _make_older(folder)
             _forget(folder / METRICS, resumed)
@@ -157,21 +180,28 @@ class Logger:
             for name, value in hyperparameters.items()
         }
         # Through the main writer: SummaryWriter.add_hparams would open a second run.
-        experiment, start, self._session_end = hparams(shown, dict.fromkeys(metrics, 0.0))
+        experiment, start, self._session_end = hparams(shown, dict.fromkeys(SHOWN, 0.0))
         self._writer.add_summary(experiment)
         self._writer.add_summary(start)
         self._writer.add_summary(custom_scalars(LAYOUT))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers by tag at `step`, as one event and one line.
+    @property
+    def writes(self) -> bool:
+        """Whether there are events that are written to."""
+        return self._writer is not None
+
+    def scalars(self, step: int, values: Mapping[str, float], *, kept: bool = True) -> None:
+        """Write numbers by tag at `step`, as one event and one line; if not `kept`, only tell `also`.
 
         Raises:
             KeyError: a tag is not in `TAGS`.
         """
         for tag in values:
             _defined(tag)
-        if self._also is not None:
-            self._also(step, values)
+        if self.also is not None:
+            self.also(step, values)
+        if not kept:
+            return
         if self._lines is not None:
             line = json.dumps({"step": step, **{tag: float(value) for tag, value in values.items()}})
             self._guard(partial(print, line, file=self._lines))
@@ -188,28 +218,48 @@ class Logger:
         if finite.size:
             self._write(lambda: histogram(tag, finite, bins="auto"), step)
 
-    def distributions(self, step: int, report: Report) -> None:
-        """Write histograms of one term's weights and cross-entropies."""
-        if report.weight is not None:
-            self.histogram(step, "distribution/weight", report.weight)
-        self.histogram(step, "distribution/cross_entropy", report.cross_entropy)
-
     def image(self, step: int, tag: str, picture: NDArray[np.uint8] | None) -> None:
-        """Write a picture (H, W, 3) of bytes; None writes nothing."""
+        """Write a picture (H, W, 3) of bytes, and the newest as pictures/*.png; None writes nothing."""
         _defined(tag)
-        if picture is None:
+        folder = self._folder
+        if picture is None or folder is None:
             return
 
-        def summary() -> Summary:
-            file = BytesIO()
-            Image.fromarray(picture).save(file, "PNG", optimize=True)
-            height, width = picture.shape[:2]
-            image = Summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
-            )
-            return Summary(value=[Summary.Value(tag=tag, image=image)])
+        def write() -> None:
+            encoded = BytesIO()
+            Image.fromarray(picture).save(encoded, "PNG", optimize=True)
+            file = folder / "pictures" / f"{tag.rpartition('/')[2]}.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(encoded.getvalue())
+            self._encoded(step, tag, encoded.getvalue(), picture.shape)
 
-        self._write(summary, step)
+        self._guard(write)
+
+    def film(self, step: int, tag: str, file: Path) -> None:
+        """Write a .gif file as a picture that moves."""
+        _defined(tag)
+
+        def write() -> None:
+            with Image.open(file) as first:
+                width, height = first.size
+            self._encoded(step, tag, file.read_bytes(), (height, width, 3))
+
+        self._guard(write)
+
+    def _encoded(self, step: int, tag: str, content: bytes, shape: tuple[int, ...]) -> None:
+        image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=content)
+        self._write(lambda: Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Write a text for the Text tab."""
+        _defined(tag)
+        self._write(lambda: text(tag, markdown), 0)
+
+    def graph(self, graph: GraphDef) -> None:
+        """Write what a network computes."""
+        writer = self._writer
+        if writer is not None:
+            self._guard(lambda: writer.add_event(Event(graph_def=graph.SerializeToString())))
 
     def pr_curves(
         self, step: int, tag: str, target: Tensor, probability: Tensor, names: Sequence[str]
@@ -314,6 +364,17 @@ class Logger:
                     RuntimeWarning,
                     stacklevel=4,
                 )
+
+
+def due(n: int, number: int) -> bool:
+    """Whether the nth event is written: each of the first 2 · number, then every second, fourth and so on.
+
+    Example:
+        >>> from pgce.logger import due
+        >>> [n for n in range(20) if due(n, 4)]
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+    """
+    return n % (1 << max((n // number).bit_length() - 1, 0)) == 0
 
 
 def _make_older(folder: Path) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "probability_of_improvement",
     "regression",
     "right",
+    "rows",
     "summary",
 ]
 
@@ -59,6 +60,46 @@ def factors(report: Report) -> dict[str, float]:
         "objective/weight_mean": _mean(weight),
         "objective/weight_std": weight.float().std().item() if weight.numel() > 1 else 0.0,
     }
+
+
+def rows(report: Report, head: Head, number: int) -> dict[str, Tensor]:
+    """The first rows of a batch as the objective sees them, and the gradient on the logits.
+
+    The gradient is that of w · H alone: w · (p − y) for classes. Fewer rows come where there are fewer.
+
+    Args:
+        report: of a step.
+        head: of its term.
+        number: of rows (b).
+
+    Returns:
+        "y" as it was scored, (b, ...); "p", the head's mean, (b, ...); "w" and "H" (b,); "gradient", of the
+        logits' shape (b, ...).
+
+    Example:
+        >>> import torch
+        >>> from pgce import Batch, heads, metrics
+        >>> from pgce.trainer import Report
+        >>> logits, y, w, head = (
+        ...     torch.zeros(2, 2),
+        ...     torch.tensor([1, 0]),
+        ...     torch.tensor([2.0, -1.0]),
+        ...     heads.Categorical(),
+        ... )
+        >>> report = Report(logits, y, head.cross_entropy(logits, y), w, torch.tensor(0.0), Batch(logits, {}))
+        >>> metrics.rows(report, head, 2)["gradient"]
+        tensor([[ 1.0000, -1.0000],
+                [ 0.5000, -0.5000]])
+    """
+    kept = slice(number)
+    logits = report.logits[kept].detach().clone().requires_grad_()
+    target = report.target[kept]
+    weight = torch.ones_like(report.cross_entropy) if report.weight is None else report.weight
+    weight = weight.expand_as(report.cross_entropy)[kept]
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad((weight * head.cross_entropy(logits, target)).sum(), logits)
+    p = head.mean(logits.detach())
+    return {"y": target, "p": p, "w": weight, "H": report.cross_entropy[kept], "gradient": gradient}
 
 
 def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[str, float]:

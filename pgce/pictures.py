@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pgce.metrics import calibration, interquartile_mean
 
-__all__ = ["confidently_wrong", "confusion_matrix", "learning_curves", "reliability_diagram"]
+if TYPE_CHECKING:  # it costs half a second, which only those who draw by it need pay
+    from matplotlib.figure import Figure
+
+__all__ = ["confidently_wrong", "confusion_matrix", "heat_map", "learning_curves", "reliability_diagram"]
 
 Picture = NDArray[np.uint8]
 Curve = NDArray[np.float64]
@@ -41,7 +45,7 @@ def confusion_matrix(target: Tensor, probability: Tensor, names: Sequence[str]) 
     numbers = metrics.confusion_matrix(target.cpu(), probability.argmax(1).cpu(), labels=ids)
     share = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)
     side = max(4.0, 0.45 * len(names) + 1.5)
-    figure = Figure(figsize=(1.1 * side, side), dpi=100, layout="constrained")
+    figure = _figure(1.1 * side, side)
     axes = figure.add_subplot(xlabel="predicted", ylabel="label", title="share of each label's examples")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(ids, names, rotation=45 if max(map(len, names)) > 2 else 0)
@@ -71,7 +75,7 @@ def reliability_diagram(target: Tensor, probability: Tensor) -> Picture:
     """
     confidence, correct, number = calibration(target, probability)
     error = (number * abs(confidence - correct)).sum() / number.sum()
-    figure = Figure(figsize=(4.5, 4.5), dpi=100, layout="constrained")
+    figure = _figure(4.5, 4.5)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
     upper.plot(confidence, correct, marker="o")
@@ -113,7 +117,7 @@ def confidently_wrong(
         return None
     columns = min(4, len(wrong))
     rows = math.ceil(len(wrong) / columns)
-    figure = Figure(figsize=(1.5 * columns, 1.7 * rows), dpi=100, layout="constrained")
+    figure = _figure(1.5 * columns, 1.7 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -142,7 +146,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[Curve, Curv
     columns = min(4, max(1, len(panels)))
     rows = -(-len(panels) // columns)
     width, height = (4.5, 3.4) if len(panels) == 1 else (3.0, 2.6)
-    figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout="constrained")
+    figure = _figure(width * columns, height * rows)
     names = sorted({name for curves in panels.values() for name in curves})
     for place, (title, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
@@ -164,7 +168,61 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[Curve, Curv
     return _drawn(figure)
 
 
+def heat_map(rows: Mapping[str, Tensor]) -> Picture:
+    """A few rows of a batch side by side: target y, p, weight w, and the gradient on the logits.
+
+    White is 0, blue is positive, red negative; the darkest is 1 of y and p that are shares, otherwise the
+    largest number there, which stands above with what it is of. A row has 32 columns of each at most.
+
+    Args:
+        rows: as `pgce.metrics.rows` tells them.
+
+    Example:
+        >>> import torch
+        >>> from pgce.pictures import heat_map
+        >>> p = torch.full((2, 2), 0.5)
+        >>> rows = {"y": torch.tensor([1, 0]), "p": p, "w": torch.tensor([2.0, -1.0]), "gradient": p}
+        >>> heat_map(rows).shape
+        (60, 257, 3)
+    """
+    y, p = rows["y"], rows["p"]
+    if not y.is_floating_point() and y.shape == p.shape[:-1]:
+        y = F.one_hot(y.long(), p.shape[-1])
+    named = {"y": y, "p": p, "w": rows["w"], "w · (p - y)": rows["gradient"]}
+    font = ImageFont.load_default(11)
+    pieces = []
+    for name, values in named.items():
+        table = values.detach().float().cpu().reshape(len(values), -1)[:, :_COLUMNS].nan_to_num()
+        largest = float(table.abs().max()) if table.numel() else 0.0
+        share = name in "yp" and 0 <= float(table.min()) and largest <= 1
+        label = name if share else f"{name}, up to {largest:.2g}"
+        scaled = table / (1 if share else max(largest, 1e-12))
+        red, green = (1 - scaled).clamp(max=1), 1 - scaled.abs()
+        colours = torch.stack([red, green, (1 + scaled).clamp(max=1)], -1)
+        cells = (255 * colours).byte().numpy().repeat(_CELL, 0).repeat(_CELL, 1)
+        cells[::_CELL], cells[:, ::_CELL] = 225, 225
+        width = max(cells.shape[1], math.ceil(font.getlength(label))) + _CELL
+        piece = np.full((cells.shape[0] + 2 * _CELL, width, 3), 255, np.uint8)
+        piece[2 * _CELL - 2 : -2, : cells.shape[1]] = cells
+        image = Image.fromarray(piece)
+        ImageDraw.Draw(image).text((0, 4), label, fill="black", font=font)
+        pieces.append(np.asarray(image))
+    return np.concatenate(pieces, 1)
+
+
+_COLUMNS = 32  # of a heat map's part
+_CELL = 15  # pixels
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
 def _drawn(figure: Figure) -> Picture:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

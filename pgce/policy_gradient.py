@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
@@ -135,6 +136,8 @@ class Agent(Learner):
     """Evaluate the most probable action instead of sampled ones."""
     stop_at_threshold: bool = True
     """Stop when two evaluations in a row, on different seeds, reach the environment's reward threshold."""
+    capture_video: bool = False
+    """Film an episode at evaluations 1, 2, 4, 8 and so on, and at the end, into the folder videos/."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings that are better than the default on an environment, by its id."""
@@ -403,6 +406,10 @@ class Minibatched(Agent):
 def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
     """Check the settings and open the environments, which are closed whatever happens."""
     agent.check()
+    if agent.capture_video:
+        from pgce import films
+
+        films.check(agent.env_id)
     eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
     options = _options(agent)
     ranks = processes.size()
@@ -512,11 +519,12 @@ class _Training:
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
         self.seen: Tensor | None = None  # observations that the normaliser is still to take in
         self.steps, self.round, self.stopped = 0, 0, "budget"
+        self.values: dict[str, float] = {}  # what was logged last
         self.epoch, self.batch = (
             self.shuffle.get_state(),
             0,
         )  # of recorded examples: its order, what was taken
-        self.run = Run(agent, agent.env_id, ["eval/mean_reward", "rollout/ep_rew_mean"], metrics)
+        self.run = Run(agent, agent.env_id, metrics)
         with self.run.or_released():
             if self.run.checkpoints.found is not None:
                 self.load_state_dict(self.run.checkpoints.found.state)
@@ -564,6 +572,7 @@ class _Training:
             "round": self.round,
             "stopped": self.stopped,
             "seconds": self.run.seconds,
+            "spent": dict(self.run.spent),
             "epoch": self.epoch,
             "batch": self.batch,
             "groups": self.groups.n_children_spawned,
@@ -599,7 +608,7 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
-        self.run.restored(state["seconds"])
+        self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
 
     @property
@@ -626,6 +635,7 @@ class _Training:
                     train(self.trainer, rounds, stop=self.current.stop, after=self._after)
                     if self.stopped == "budget" and evaluation.steps < self.steps:
                         evaluation.solved(run, self.steps)
+                    evaluation.film(run, self.steps)
                 if run.checkpoints.final or run.interrupted:
                     self._save()
             scores = evaluation.result()
@@ -637,6 +647,10 @@ class _Training:
             if evaluation.returns is not None:
                 score = f"{scores['eval_mean']:.1f} ± {scores['eval_std']:.1f}"
                 ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
+            if self.values:
+                run.say(learned=_shown(self.values))
+            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
+            run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
             run.finish(self.model, result, ended)
         return run
 
@@ -649,7 +663,8 @@ class _Training:
             self._progress()
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
-            rollout = collector.collect()
+            with self.run.part("collect"):
+                rollout = collector.collect()
             self.seen = rollout.observation[:-1][rollout.valid]
             if self.steps == 0:
                 self._normalize()  # the policy hardly looks yet
@@ -663,6 +678,7 @@ class _Training:
                 rollout = dataclasses.replace(rollout, reward=reward)
             self.kept.append(rollout)
             batch = Batch.joined([current.prepare(each, model) for each in self.kept])
+            self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
@@ -672,6 +688,7 @@ class _Training:
         if self.steps == 0:
             self.seen = examples.input
             self._normalize()
+        self._draw(examples)
         self._progress()
         size = min(len(examples), agent.eval_freq)
         batches: list[Batch] = []
@@ -695,6 +712,14 @@ class _Training:
                     batches, begun = [], self.steps
                     self._progress()
             done = 0
+
+    def _draw(self, batch: Batch) -> None:
+        """Write what the networks look like, before the first round."""
+        from pgce import dashboards
+
+        if self.round == 0:
+            with self.run.part("log"):
+                dashboards.network(self.run.logger, self.model, next(batch.split(1)).input)
 
     def _progress(self) -> None:
         """Set what depends on how far the run is."""
@@ -721,6 +746,7 @@ class _Training:
         self.stopped = run.interrupted or self.stopped
         if run.checkpoints.due:
             self._save()
+        run.ended_round()
         return self.stopped != "budget"
 
     def _save(self) -> None:
@@ -729,29 +755,89 @@ class _Training:
 
     def _log(self, reports: dict[str, Report]) -> None:
         """Write what the round came to, and evaluate if it is time."""
-        from pgce import metrics
+        from pgce import dashboards
+        from pgce.logger import due
 
-        agent, run, evaluation = self.agent, self.run, self.evaluation
-        values = {
-            **metrics.summary(reports, self.trainer.terms),
-            "train/learning_rate": self.trainer.optimizer.learning_rate,
-            "train/grad_norm": self.trainer.optimizer.grad_norm,
-            "train/skipped": self.trainer.optimizer.skipped,
-            "time/fps": self.steps / run.seconds,
-            "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
-        }
-        shown = f"cross-entropy {values['objective/cross_entropy']:.3f}"
-        if self.recent:
-            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = np.mean(self.recent, 0).tolist()
-            shown = f"return {values['rollout/ep_rew_mean']:.1f}"
-        run.logger.scalars(self.steps, values)
-        run.bar.update(self.steps, shown)
-        if self.steps - evaluation.steps >= agent.eval_freq:
-            run.logger.distributions(self.steps, next(iter(reports.values())))
+        run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
+        kept = due(self.round, _KEPT)
+        with run.part("log"):
+            if kept or run.logger.also is not None:
+                values = self.values = self._numbers(reports)
+                run.logger.scalars(self.steps, values, kept=kept)
+                run.bar.update(self.steps, _shown(values))
+        if self.steps - evaluation.steps >= self.agent.eval_freq:
+            evaluation.number += 1
+            if evaluation.number == 1:
+                self._hint()
+            if due(evaluation.number, 10):
+                with run.part("log"):
+                    dashboards.batch(run.logger, self.steps, first, self.head)
+            if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
+                evaluation.film(run, self.steps)
             if evaluation.solved(run, self.steps):
                 self.stopped = "threshold"
             elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
                 self.stopped = "after"
+
+    def _hint(self) -> None:
+        """Tell what hardly lets it learn, if something does."""
+        agent, returns = self.agent, {episode[0] for episode in self.recent}
+        if len(self.recent) > 1 and len(returns) == 1:
+            self.run.say(
+                hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
+                "More exploration (--ent-coef, --log-std-init) or a denser reward may"
+            )
+        if agent.norm_reward and not self.recent:
+            self.run.say(
+                hint=f"--norm-reward scales by what {self.steps:,} steps told, in which no episode ended: "
+                "its scale is a guess until some have"
+            )
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        if self.collector.device.type == "cuda" and size < _SMALL:
+            self.run.say(
+                hint=f"a network of {size:,} parameters is often faster with --device cpu than on a GPU"
+            )
+
+    def _numbers(self, reports: dict[str, Report]) -> dict[str, float]:
+        """What a round came to, by tag."""
+        from pgce import metrics
+
+        run, optimizer = self.run, self.trainer.optimizer
+        values = {
+            **metrics.summary(reports, self.trainer.terms),
+            "train/learning_rate": optimizer.learning_rate,
+            "train/grad_norm": optimizer.grad_norm,
+            "train/skipped": optimizer.skipped,
+            "time/fps": self.steps / run.seconds,
+            "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
+        }
+        if self.examples is None:
+            collecting = run.spent["collect"]
+            values["time/collect_fps"] = self.steps / collecting
+            values["time/learn_fps"] = self.steps / (run.seconds - collecting)
+        if self.recent:
+            returns, lengths = np.array(self.recent).T
+            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = returns.mean(), lengths.mean()
+            values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = returns.min(), returns.max()
+        return values
+
+
+_SMALL = 100_000  # parameters of a network that a GPU hardly helps
+_KEPT = 500
+"""Rounds of which each is written; of twice as many every second, and so on."""
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    """The numbers beside the bar."""
+    words = [f"H {values['objective/cross_entropy']:.3f}"]
+    if "rollout/ep_rew_mean" in values:
+        words = [f"return {values['rollout/ep_rew_mean']:.1f}", f"length {values['rollout/ep_len_mean']:.0f}"]
+    words.append(f"w {values['objective/weight_mean']:.2f} ± {values['objective/weight_std']:.2f}")
+    speed = f"{values['time/fps']:,.0f}/s"
+    if "time/collect_fps" in values:
+        share = values["time/fps"] / values["time/collect_fps"]
+        speed += f" ({share:.0%} collecting)"
+    return " · ".join([*words, speed])
 
 
 _OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale"
@@ -764,7 +850,8 @@ class _Evaluation:
     def __init__(self, agent: Agent, eval_envs: Envs, policy: nn.Module, seed: int, device: Any) -> None:
         spec = eval_envs.spec
         self.threshold = spec.reward_threshold if spec is not None and agent.stop_at_threshold else None
-        self.steps = 0  # when the last evaluation was made
+        self.steps, self.number = 0, 0  # when the last evaluation was made; how many were
+        self._filmed = -1
         self.returns: NDArray[np.float64] | None = None
         self._agent, self._envs, self._policy, self._device = agent, eval_envs, policy, device
         self._seeds = np.random.SeedSequence(seed)
@@ -784,6 +871,26 @@ class _Evaluation:
         scores = {"eval/mean_reward": float(returns.mean()), "eval/mean_ep_length": float(lengths.mean())}
         run.logger.scalars(steps, scores)
         return scores["eval/mean_reward"] >= goal
+
+    def film(self, run: Run, steps: int) -> None:
+        """Film an episode, if that is wanted; training time stands still."""
+        from pgce import films
+        from pgce.rollout import Collector, Player
+
+        agent = self._agent
+        if not agent.capture_video or processes.rank() > 0 or steps == self._filmed:
+            return
+        with run.paused():
+            how: dict[str, Any] = {"device": self._device, "continuous": agent.continuous}
+            with closing(envs.make(agent.env_id, 1, **_options(agent))) as one:
+                player = Player(Collector(one, self._policy, 1, seed=0, **how))
+                episode = films.play(player, agent.env_id, seed=agent.seed, greedy=True)
+                frames = [frame for frame, _ in episode if frame is not None]
+            file = films.save(run.path / "videos" / f"{steps}.gif", frames)
+            run.logger.film(steps, "eval/episode", file)
+            if find_spec("imageio_ffmpeg") is not None:
+                films.save(file.with_suffix(".mp4"), frames)
+        self._filmed = steps
 
     def _evaluate(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         import torch
@@ -810,11 +917,11 @@ class _Evaluation:
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated, and the seeds that were used."""
         spawned = self._seeds.n_children_spawned
-        return {"steps": self.steps, "returns": self.returns, "spawned": spawned}
+        return {"steps": self.steps, "number": self.number, "returns": self.returns, "spawned": spawned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.steps, self.returns = state["steps"], state["returns"]
+        self.steps, self.number, self.returns = state["steps"], state["number"], state["returns"]
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
 
     def result(self) -> dict[str, Any]:

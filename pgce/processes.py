@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -109,6 +110,7 @@ def leave(*, together: bool = False) -> None:
         if together:
             dist.barrier()
         dist.destroy_process_group()
+        gc.collect()  # what is left of it has threads, which must have ended before the interpreter does
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pgce.heads import PolicyHead
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
-__all__ = ["Collector", "Rollout", "evaluate", "mask_size", "told_mask"]
+__all__ = ["Collector", "Player", "Rollout", "evaluate", "mask_size", "told_mask"]
 
 Policy = Callable[[Any], Tensor]
 """Observations (N, D) -> logits; with a memory (`state_size` above 0) as `pgce.networks.Headed`."""
@@ -493,6 +493,41 @@ class Collector:
         self._length[env[last]] -= ended_length[last]
         order = np.lexsort((env, t))
         return episode_return[order], episode_length[order], env[order]
+
+
+class Player:
+    """A policy that plays one environment, an observation at a time.
+
+    Args:
+        collector: of the policy, on environments like that one.
+
+    Example:
+        >>> import torch
+        >>> from pgce import envs
+        >>> from pgce.rollout import Collector, Player
+        >>> player = Player(Collector(envs.make("CartPole-v1", 1), torch.nn.Linear(4, 2), 1, seed=0))
+        >>> player.act([0.0, 0.0, 0.0, 0.0], greedy=True) in (0, 1)
+        True
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._state: Tensor | None = None
+
+    def reset(self) -> None:
+        """Forget what was seen: an episode begins. Only a policy with a memory needs to be told."""
+        self._state = None
+
+    def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
+        """The action for one observation, as `step` takes it: the most probable, or drawn.
+
+        Args:
+            observation: as the environment gives it.
+            action_mask: which actions are allowed, where `info["action_mask"]` tells.
+            greedy: take the most probable action.
+        """
+        action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
+        return action
 
 
 def told_mask(info: Mapping[str, Any]) -> NDArray[np.bool_] | None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choi
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, parse
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import SCORES
+from pgce.records import SCORES, Record
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -39,8 +39,8 @@ __all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
-_UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every"}
-_MAY_CHANGE = {*_UNSHOWN, "track", "tensorboard"}
+_UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every", "profile"}
+_MAY_CHANGE = {*_UNSHOWN, "track", "capture_video", "tensorboard"}
 """What may differ from the run that is resumed: it does not change what is learned."""
 
 
@@ -98,6 +98,8 @@ class Learner:
     """Seconds of training between checkpoints; 0 is after every round."""
     track: bool = True
     """Write TensorBoard events."""
+    profile: bool = False
+    """Write a trace of three rounds by torch's profiler into the folder trace/."""
     quiet: bool = False
     """Print nothing but errors."""
     json: bool = False
@@ -180,6 +182,7 @@ class Run:
         path: the folder runs/{subject}__{learner}__{seed}__{time}, or the one that the setting `run` names.
         checkpoints: the one that the run goes on from, if it does, and those to come.
         attempt: how often the run was begun, this time included.
+        spent: seconds that were spent on a part, by name: "collect", "log", and beside training "evaluate".
         result: what came of it, the same as `--json` prints; empty until the end.
         model: the trained model.
 
@@ -187,7 +190,7 @@ class Run:
         ValueError: the folder is that of another run, or is not to be resumed.
     """
 
-    def __init__(self, settings: Learner, subject: str, metrics: list[str], also: Also | None = None) -> None:
+    def __init__(self, settings: Learner, subject: str, also: Also | None = None) -> None:
         from pgce.checkpoint import Checkpoints
         from pgce.logger import Logger
 
@@ -197,6 +200,8 @@ class Run:
         self.result: dict[str, Any] = {}
         self.model: Any = None
         self._seconds = 0.0
+        self.spent: dict[str, float] = {}
+        self._profiler: Any = None
         self._since: float | None = None
         self._signals: list[int] = []
         check_choice("resume", settings.resume, Resume)
@@ -205,7 +210,7 @@ class Run:
         told: dict[str, Any] = {}
         try:
             if alone:
-                self._begin(subject, metrics, also)
+                self._begin(subject, also)
                 told = {"path": str(self.path), "attempt": self.attempt}
         except BaseException as error:
             self._release()
@@ -223,7 +228,7 @@ class Run:
         with self.or_released():
             self.checkpoints.together()
 
-    def _begin(self, subject: str, metrics: list[str], also: Also | None) -> None:
+    def _begin(self, subject: str, also: Also | None) -> None:
         """Take the folder, look for a checkpoint in it, and write what the run is."""
         from pgce.logger import Logger
 
@@ -245,9 +250,10 @@ class Run:
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
         shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
-        self.logger = Logger(
-            self.path if settings.track else None, shown, metrics, began if attempts else None, also
-        )
+        self.logger = Logger(self.path if settings.track else None, shown, began if attempts else None, also)
+        if not attempts:
+            rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
+            self.logger.text("run/settings", f"    {settings.command()}\n\n| setting | |\n|---|---|\n{rows}")
 
     def _resumed(self) -> list[Any]:
         """Find the checkpoint to go on from; earlier attempts."""
@@ -298,9 +304,9 @@ class Run:
             self.__exit__()
             raise
 
-    def restored(self, seconds: float) -> None:
-        """Take up the clock of the attempt before."""
-        self._seconds = seconds
+    def restored(self, seconds: float, spent: Mapping[str, float]) -> None:
+        """Take up the clocks of the attempt before."""
+        self._seconds, self.spent = seconds, dict(spent)
 
     def __enter__(self) -> Run:
         return self
@@ -342,12 +348,30 @@ class Run:
         """
         from pgce.logger import Bar
 
-        with Bar(total, unit, quiet=self.settings.quiet) as self.bar, _interruptible(self._signals):
+        with ExitStack() as stack:
+            self.bar = stack.enter_context(Bar(total, unit, quiet=self.settings.quiet))
+            stack.enter_context(_interruptible(self._signals))
+            if self.settings.profile and processes.rank() == 0:
+                self._profiler = stack.enter_context(_profiler(self.path / "trace"))
             self._since = time.perf_counter()
             try:
                 yield
             finally:
                 self._seconds, self._since = self.seconds, None
+
+    def ended_round(self) -> None:
+        """Tell the profiler, if there is one, that a round has ended."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time inside to what was `spent` on `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - began
 
     @property
     def interrupted(self) -> str:
@@ -357,10 +381,11 @@ class Run:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside `training` out: evaluation, say."""
+        """Leave the time inside, of evaluation, out of `training`."""
         self._seconds, self._since = self.seconds, None
         try:
-            yield
+            with self.part("evaluate"):
+                yield
         finally:
             self._since = time.perf_counter()
 
@@ -377,6 +402,9 @@ class Run:
         from pgce.checkpoint import save_tensors
 
         self.model = model
+        if self.spent:
+            told = {"learn": self.seconds - sum(self.spent.get(name, 0.0) for name in ("collect", "log"))}
+            result = {**result, "spent": {k: round(v, 3) for k, v in (self.spent | told).items()}}
         self.logger.close()
         if isinstance(model, nn.Module) and processes.rank() == 0:
             save_tensors(self.path / "model.safetensors", model.state_dict())
@@ -390,11 +418,28 @@ class Run:
             "failed_saves": self.checkpoints.failed,
         }
         self.write("result.json", self.result)
+        if self.settings.track:
+            self._draw()
         self.say(result=summary, model=str(self.path / "model.safetensors"))
         if self.settings.track:
             self.say(dashboard=f"{_tensorboard()} --logdir {self.path}")
         if self.settings.json:
             print(json.dumps(self.result), flush=True)
+
+    def _draw(self) -> None:
+        """Write the learning curve as a picture, if there is one."""
+        from PIL import Image
+
+        from pgce.pictures import learning_curves
+
+        try:
+            record = Record.read(self.path)
+            curve = record.curve()
+        except ValueError:  # of the first round, no episode or epoch had ended
+            return
+        picture = learning_curves({record.subject: {record.learner: [curve]}})
+        (self.path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(self.path / "pictures" / "learning_curve.png", optimize=True)
 
 
 @dataclass(kw_only=True)
@@ -535,6 +580,17 @@ def _interruptible(signals: list[int]) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def _profiler(folder: Path) -> Any:
+    """Torch's, which looks at rounds 4 to 6."""
+    from torch import profiler
+
+    return profiler.profile(
+        schedule=profiler.schedule(wait=2, warmup=1, active=3, repeat=1),
+        on_trace_ready=profiler.tensorboard_trace_handler(str(folder)),
+        record_shapes=True,
+    )
 
 
 def _versions() -> dict[str, Any]:

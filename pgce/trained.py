@@ -13,16 +13,16 @@ from gymnasium.vector.utils import create_empty_array
 
 from pgce import envs
 from pgce.policy_gradient import Agent
+from pgce.rollout import Collector, Player, evaluate
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
     from numpy.typing import NDArray
-    from torch import Tensor
 
 __all__ = ["TrainedAgent"]
 
 
-class TrainedAgent:
+class TrainedAgent(Player):
     """An agent as its run left it, or as its last checkpoint has it: what acts, and how well.
 
     Args:
@@ -57,7 +57,6 @@ class TrainedAgent:
         from pgce.checkpoint import check_like, load_model
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
-        from pgce.rollout import Collector
 
         path = Path(folder)
         try:
@@ -81,26 +80,10 @@ class TrainedAgent:
             critic = any(name.startswith("critic.") for name in tensors)
             self.model = actor_critic(self._settings, one, critic=critic)
             how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
-            self._collector = Collector(one, self.model.policy, 1, seed=0, **how)
+            super().__init__(Collector(one, self.model.policy, 1, seed=0, **how))
         check_like(f"{path}'s network", tensors, self.model.state_dict())
         self.model.load_state_dict(tensors)
         self.model.to(self.device).eval()
-        self._state: Tensor | None = None
-
-    def reset(self) -> None:
-        """Forget what was seen: an episode begins. Only a policy with a memory needs to be told."""
-        self._state = None
-
-    def act(self, observation: Any, *, action_mask: Any = None, greedy: bool = True) -> Any:
-        """The action for one observation, as `step` takes it: the most probable, or drawn.
-
-        Args:
-            observation: as the environment gives it.
-            action_mask: which actions are allowed, where `info["action_mask"]` tells.
-            greedy: take the most probable action.
-        """
-        action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
-        return action
 
     def evaluate(
         self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
@@ -158,8 +141,6 @@ class TrainedAgent:
         self, many: VectorEnv[Any, Any, Any], episodes: int, seed: int, greedy: bool
     ) -> NDArray[np.float64]:
         import torch
-
-        from pgce.rollout import evaluate
 
         generator = torch.Generator(self.device).manual_seed(seed)
         options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}

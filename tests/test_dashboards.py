@@ -136,3 +136,89 @@ def test_fit_writes_both_curves_by_folder(trained, tmp_path):
         assert [e.value for e in events.Scalars(tag)] == pytest.approx(history[name])
     assert [e.step for e in events.Scalars("eval/accuracy")] == history["examples"]
     assert len(events.Histograms("distribution/cross_entropy")) == 3
+
+
+def test_a_network_is_drawn_as_it_computes(tmp_path):
+    model = nn.ModuleDict({"body": nn.Linear(4, 8), "left": nn.Linear(8, 2), "right": nn.Linear(8, 1)})
+    model.forward = lambda x: [model[name](model["body"](x)) for name in ("left", "right")]
+    with Logger(tmp_path) as logger:
+        dashboards.network(logger, model, torch.zeros(1, 4))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    nodes = {node.name: (node.op, list(node.input)) for node in events.Graph().node}
+    assert nodes["input"] == ("Input", [])
+    assert nodes["body"] == ("Linear", ["input"])
+    assert nodes["left"] == ("Linear", ["body"])
+    assert nodes["right"][0] == "Linear"
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_heat_map_shows_signs_and_sizes():
+    rows = {
+        "y": torch.tensor([1, 0]),
+        "p": torch.tensor([[0.25, 0.75], [1.0, 0.0]]),
+        "w": torch.tensor([2.0, -1.0]),
+        "gradient": torch.tensor([[0.5, -0.5], [0.0, 0.0]]),
+    }
+    picture = pictures.heat_map(rows).astype(int)
+    middle = 28 + 7, 28 + 15 + 7  # of the two rows of cells
+    red, _, blue = picture[middle[0]].T
+    assert (blue > red).any()
+    assert (red > blue).any(), "the gradient on the label is negative"
+    y = picture[middle[0], 7], picture[middle[0], 22]
+    assert y[0].tolist() == [255, 255, 255]
+    assert y[1].tolist() == [0, 0, 255]
+
+
+def test_what_was_written_of_a_run(tmp_path):
+    seen = []
+    agent = pgce.agents.PPO(quiet=True, runs_dir=str(tmp_path), num_envs=4, num_steps=16, eval_freq=20_000)
+    agent.update_epochs, agent.num_minibatches, agent.hidden_sizes, agent.eval_episodes = 1, 1, (4,), 1
+    run = agent.train(total_timesteps=64 * 1_100, metrics=lambda step, values: seen.append(step))
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
+    events.Reload()
+    written = [event.step for event in events.Scalars("objective/loss")]
+    updates = sorted(set(seen))
+    assert len(updates) > 1_100
+    assert written == [step for n, step in enumerate(updates, 1) if n < 1_000 or n % 2 == 0]
+    tags = events.Tags()
+    assert set(tags["histograms"]) == {
+        f"distribution/{name}" for name in ("weight", "cross_entropy", "advantage", "action")
+    }
+    assert tags["images"] == ["batch/rows"]
+    assert {node.name.split("/")[0] for node in events.Graph().node} == {"input", "actor", "critic"}
+    low, mean, high = (events.Scalars(f"rollout/ep_rew_{name}")[-1].value for name in ("min", "mean", "max"))
+    assert low < mean < high
+    parts = [1 / events.Scalars(f"time/{name}_fps")[-1].value for name in ("collect", "learn")]
+    assert sum(parts) == pytest.approx(1 / events.Scalars("time/fps")[-1].value, rel=0.02)
+
+
+def test_a_film_is_in_the_run(tmp_path):
+    pytest.importorskip("pygame")
+    agent = pgce.agents.Reinforce(quiet=True, runs_dir=str(tmp_path), capture_video=True, eval_freq=3_000)
+    run = agent.train(total_timesteps=6_144)
+    events = EventAccumulator(str(run.path), size_guidance={"images": 0})
+    events.Reload()
+    films = events.Images("eval/episode")
+    assert [film.step for film in films] == [
+        int(file.stem) for file in sorted((run.path / "videos").glob("*.gif"))
+    ]
+    with Image.open(io.BytesIO(films[-1].encoded_image_string)) as film:
+        assert film.n_frames > 5
+    plain = pgce.agents.Reinforce(quiet=True, runs_dir=str(tmp_path), eval_freq=3_000)
+    assert plain.train(total_timesteps=6_144).result["eval_mean"] == run.result["eval_mean"]
+
+
+def test_an_environment_that_cannot_be_filmed_is_refused(tmp_path):
+    agent = pgce.agents.Reinforce(runs_dir=str(tmp_path / "runs"), capture_video=True)
+    with pytest.raises(ValueError, match="pgce/Copy-v0 cannot be shown by rgb_array"):
+        agent.train("pgce/Copy-v0")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_that_is_never_found_is_told(tmp_path, capsys):
+    agent = pgce.agents.Reinforce(runs_dir=str(tmp_path), eval_freq=2_000, eval_episodes=1)
+    agent.train("MountainCar-v0", total_timesteps=4_096)
+    assert "hint  all episodes so far returned -200" in capsys.readouterr().out
+    agent.train("CartPole-v1", total_timesteps=4_096)
+    assert "hint" not in capsys.readouterr().out

@@ -33,6 +33,7 @@ FILES = [
     "config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "pictures",
     "result.json",
     "run.lock",
     "versions.json",
@@ -52,7 +53,7 @@ def run_command(*words, **options):
 
 def same(result):
     """What two runs of one seed share."""
-    return {k: v for k, v in result.items() if k not in ("run", "train_seconds")}
+    return {k: v for k, v in result.items() if k not in ("run", "train_seconds", "spent")}
 
 
 def test_script_module_and_python_give_the_same_result(repository, tmp_path):
@@ -115,6 +116,8 @@ def test_the_folder_of_an_agent(tmp_path):
     assert {"objective/weight_mean", "objective/cross_entropy", "rollout/ep_rew_mean"} <= set(
         events.Tags()["scalars"]
     )
+    drawn = sorted(file.name for file in (run.path / "pictures").iterdir())
+    assert drawn == ["learning_curve.png", "rows.png"]
     steps = [event.step for event in events.Scalars("objective/loss")]
     assert steps == sorted(set(steps))
     assert steps[-1] == run.result["steps"] <= 12_000

@@ -133,7 +133,7 @@ def digest(value):
 def outcome(folder):
     """Everything that two runs must share: the state at the end, and all that was logged but the clock."""
     state = load_checkpoint(folder / "it" / "checkpoints").state
-    seconds = ("seconds", "history")  # the history of a classifier has seconds too
+    seconds = ("seconds", "spent", "history")  # the history of a classifier has seconds too
     history = [
         {k: v for k, v in row.items() if k != "seconds"} for row in state.get("history", {}).get("epochs", [])
     ]
@@ -144,7 +144,7 @@ def outcome(folder):
         # What follows training, at its last step, is written again by who finds it finished.
         tag: sorted({(event.step, event.value) for event in events.Scalars(tag)})
         for tag in events.Tags()["scalars"]
-        if tag != "time/fps"
+        if not tag.endswith("fps")
     }
     return {**digests, "history": history, "curves": curves}
 
