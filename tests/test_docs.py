@@ -16,7 +16,7 @@ import pgce
 from pgce import agents
 from pgce.logger import TAGS
 
-PAGES = ["new_agent", "from/stable_baselines3", "from/cleanrl", "from/skorch", "from/keras"]
+PAGES = ["new_agent", "trackers", "from/stable_baselines3", "from/cleanrl", "from/skorch", "from/keras"]
 
 
 def python(text):
