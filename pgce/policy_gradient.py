@@ -649,8 +649,8 @@ class _Training:
                 ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
             if self.values:
                 run.say(learned=_shown(self.values))
-            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
-            run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
+                spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
+                run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
             run.finish(self.model, result, ended)
         return run
 
