@@ -11,35 +11,34 @@ from argparse import Namespace
 from typing import Any
 
 import numpy as np
-from common import (
-    CLIP, EPOCHS, EVERY, GAMMA, HIDDEN, LAMBDA, MINIBATCHES, NORM, RATE, STEPS, VALUE, arguments, tell,
-)  # fmt: skip
+from common import EVERY, SAME, arguments, tell
 
 import pgce
 import pgce.envs
 
 
-def train(kind: type[Any], env_id: str, **settings: Any) -> None:
+def train(kind: type[Any], given: Namespace, **settings: Any) -> None:
     """Train by preset and settings, and tell."""
     with tempfile.TemporaryDirectory() as folder:
-        how = {"quiet": True, "runs_dir": folder, "device": "cpu", **settings}
-        result = kind.preset(env_id, **how).train().result
+        how = {"quiet": True, "runs_dir": folder, "device": "cpu", "seed": given.seed, **settings}
+        result = kind.preset(given.env_id, **how).train(total_timesteps=given.total).result
     if int(os.environ.get("RANK", "0")) == 0:
         tell(seconds=result["train_seconds"], steps=result["steps"], solved=result["stopped"] == "threshold")
 
 
 def throughput(given: Namespace, **settings: Any) -> None:
     """Train without evaluations."""
-    how = {"stop_at_threshold": False, "eval_freq": 10**9, "eval_episodes": 1, "seed": given.seed}
-    train(pgce.agents.PPO, given.env_id, total_timesteps=given.total, **how, **settings)
+    how = {"stop_at_threshold": False, "eval_freq": 10**9, "eval_episodes": 1}
+    train(pgce.agents.PPO, given, **how, **settings)
 
 
 def same_numbers(given: Namespace) -> None:
     """PPO with the numbers that all have."""
     throughput(
-        given, num_envs=given.num_envs, num_steps=STEPS, update_epochs=EPOCHS, num_minibatches=MINIBATCHES,
-        hidden_sizes=(HIDDEN, HIDDEN), learning_rate=RATE, lr_schedule="constant", gamma=GAMMA,
-        gae_lambda=LAMBDA, clip_coef=CLIP, vf_coef=VALUE, max_grad_norm=NORM,
+        given, num_envs=given.num_envs, num_steps=SAME.steps, update_epochs=SAME.epochs,
+        num_minibatches=SAME.minibatches, hidden_sizes=(SAME.hidden, SAME.hidden),
+        learning_rate=SAME.rate, lr_schedule="constant", gamma=SAME.gamma, gae_lambda=SAME.gae_lambda,
+        clip_coef=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm,
     )  # fmt: skip
 
 
@@ -61,15 +60,16 @@ def _steps(given: Namespace, rank: int) -> tuple[int, float]:
     else:
         envs = pgce.envs.make(given.env_id, each, vectorization=given.vectorization)
     envs.action_space.seed(given.seed + rank)
-    actions = [envs.action_space.sample() for _ in range(64)]  # drawn before, as spaces are slow
-    envs.reset(seed=given.seed)
-    rounds = max(1, given.total // given.num_envs)
-    for action in actions[: min(rounds, 16)]:
+    actions = [envs.action_space.sample() for _ in range(64)]  # before, since spaces are slow
+    envs.reset(seed=given.seed + rank)
+    for action in actions[:8]:
         envs.step(action)
-    begun = time.perf_counter()
-    for n in range(rounds):
-        envs.step(actions[n % 64])
-    seconds = time.perf_counter() - begun
+    rounds, seconds, begun = 0, 0.0, time.perf_counter()
+    while seconds < given.seconds:
+        for action in actions:
+            envs.step(action)
+        rounds += len(actions)
+        seconds = time.perf_counter() - begun
     envs.close()
     return rounds * each, seconds
 
@@ -102,7 +102,7 @@ def objective(given: Namespace, by_hand: bool) -> None:
         once()
     times = []
     begun = time.perf_counter()
-    while (now := time.perf_counter()) - begun < 1:
+    while (now := time.perf_counter()) - begun < given.seconds:
         once()
         times.append(time.perf_counter() - now)
     tell(seconds=float(np.median(times)), steps=len(times))
@@ -114,9 +114,9 @@ def main() -> None:
     given = arguments()
     match given.what:
         case "ppo":
-            train(pgce.agents.PPO, given.env_id, seed=given.seed, eval_freq=EVERY)
+            train(pgce.agents.PPO, given, eval_freq=EVERY)
         case "reinforce":
-            train(pgce.agents.Reinforce, given.env_id, seed=given.seed, eval_freq=EVERY, baseline="mean")
+            train(pgce.agents.Reinforce, given, eval_freq=EVERY, baseline="mean")
         case "steps":
             same_numbers(given)
         case "robots":

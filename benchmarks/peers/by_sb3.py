@@ -1,4 +1,4 @@
-"""Stable-Baselines3: python benchmarks/peers/by_sb3.py ppo --seed 1."""
+"""Stable-Baselines3, or SBX where it is installed: python benchmarks/peers/by_sb3.py ppo --seed 1."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from common import (
-    CLIP, EPOCHS, GAMMA, HIDDEN, LAMBDA, MINIBATCHES, NORM, RATE, STEPS, VALUE, Clock, Solving, arguments, tell,
-)  # fmt: skip
-from stable_baselines3 import PPO
+from common import SAME, Clock, Solving, arguments, tell
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-TWO = {"net_arch": {"pi": [HIDDEN, HIDDEN], "vf": [HIDDEN, HIDDEN]}, "activation_fn": torch.nn.Tanh}
+try:
+    from sbx import PPO
+except ImportError:
+    from stable_baselines3 import PPO
+
+TWO = {
+    "net_arch": {"pi": [SAME.hidden, SAME.hidden], "vf": [SAME.hidden, SAME.hidden]},
+    "activation_fn": torch.nn.Tanh,
+}
 
 
 class Evaluating(BaseCallback):
@@ -38,7 +43,7 @@ class Evaluating(BaseCallback):
 
 
 class NumpyEnvs(VecEnv):
-    """Gymnasium's own NumPy CartPole-v1; the step in which it only resets itself is learned from as if it were one."""
+    """Gymnasium's NumPy CartPole-v1; that it resets itself in a step of its own is not looked at."""
 
     def __init__(self, env_id: str, number: int) -> None:
         self.envs = gym.make_vec(env_id, number, vectorization_mode="vector_entry_point")
@@ -73,15 +78,15 @@ class NumpyEnvs(VecEnv):
         return [False] * self.num_envs
 
 
-def solve(seed: int) -> None:
+def solve(given: Namespace) -> None:
     """RL Baselines3 Zoo's settings for CartPole-v1."""
     model = PPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), n_steps=32, batch_size=256, gae_lambda=0.8,
-        gamma=0.98, n_epochs=20, ent_coef=0.0, learning_rate=lambda left: left * 1e-3,
-        clip_range=lambda left: left * 0.2, seed=seed, device="cpu",
+        "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=given.seed), n_steps=32, batch_size=256, n_epochs=20,
+        gae_lambda=0.8, gamma=0.98, ent_coef=0.0, learning_rate=lambda left: left * 1e-3,
+        clip_range=lambda left: left * 0.2, seed=given.seed, device="cpu",
     )  # fmt: skip
-    solving = Solving(lambda observation: model.predict(observation)[0], seed)
-    model.learn(100_000, Evaluating(solving))
+    solving = Solving(lambda observation: model.predict(observation)[0], given.seed)
+    model.learn(given.total or 100_000, Evaluating(solving))
     solving.tell()
 
 
@@ -92,9 +97,10 @@ def steps(given: Namespace) -> None:
     else:
         envs = make_vec_env(given.env_id, given.num_envs, seed=given.seed)
     model = PPO(
-        "MlpPolicy", envs, n_steps=STEPS, batch_size=given.num_envs * STEPS // MINIBATCHES, n_epochs=EPOCHS,
-        learning_rate=RATE, gamma=GAMMA, gae_lambda=LAMBDA, clip_range=CLIP, vf_coef=VALUE,
-        max_grad_norm=NORM, policy_kwargs=TWO, seed=given.seed, device="cpu",
+        "MlpPolicy", envs, n_steps=SAME.steps, batch_size=given.num_envs * SAME.steps // SAME.minibatches,
+        n_epochs=SAME.epochs, learning_rate=SAME.rate, gamma=SAME.gamma, gae_lambda=SAME.gae_lambda,
+        clip_range=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm, policy_kwargs=TWO,
+        seed=given.seed, device="cpu",
     )  # fmt: skip
     learn(model, given.total)
 
@@ -114,7 +120,7 @@ def robots(given: Namespace) -> None:
     learn(model, given.total)
 
 
-def learn(model: PPO, total: int) -> None:
+def learn(model: Any, total: int) -> None:
     """Train, and tell."""
     clock = Clock()
     model.learn(total)
@@ -126,6 +132,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     given = arguments()
     if given.what == "ppo":
-        solve(given.seed)
+        solve(given)
     else:
         {"steps": steps, "robots": robots}[given.what](given)

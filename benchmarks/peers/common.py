@@ -1,4 +1,4 @@
-"""What the runners of `benchmarks/speed.py` share. Needs NumPy only: the peers live in environments of their own."""
+"""What the runners of `benchmarks/speed.py` share, in every environment: needs NumPy only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 EVERY, GOAL = 5_000, 475.0
-# PPO with the same numbers for all; rollouts of STEPS a environment.
-STEPS, EPOCHS, MINIBATCHES, HIDDEN = 32, 4, 4, 64
-RATE, GAMMA, LAMBDA, CLIP, VALUE, NORM = 1e-3, 0.98, 0.9, 0.2, 0.5, 0.5
+# The numbers of PPO that all have: rollouts of `steps` in each environment, two perceptrons.
+SAME = SimpleNamespace(
+    steps=32, epochs=4, minibatches=4, hidden=64, rate=1e-3, gamma=0.98, gae_lambda=0.9, clip=0.2, value=0.5,
+    norm=0.5,
+)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -28,8 +31,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--env-id", default="CartPole-v1")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--vectorization", default="auto")
-    parser.add_argument("--total", type=int, default=100_000, help="environment steps, at most")
-    parser.add_argument("--batch", type=int, default=128, help="rows of a batch, where there is no environment")
+    parser.add_argument("--total", type=int, help="environment steps, at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long, where there are no such")
+    parser.add_argument(
+        "--batch", type=int, default=128, help="rows of a batch, where there is no environment"
+    )
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--processes", type=int, default=1)
@@ -98,7 +104,7 @@ def cartpole(act: Callable[[np.ndarray], Any], generator: np.random.Generator, e
     alive, total = np.ones(episodes, bool), 0.0
     for _ in range(500):
         action = np.asarray(act(state.T.astype(np.float32))).reshape(episodes)
-        x, speed, angle, turning = state
+        _, speed, angle, turning = state
         force, cosine, sine = np.where(action == 1, 10.0, -10.0), np.cos(angle), np.sin(angle)
         push = (force + 0.05 * turning**2 * sine) / 1.1
         twist = (9.8 * sine - cosine * push) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
