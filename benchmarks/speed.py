@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import statistics
@@ -59,17 +60,8 @@ def install(place: str) -> bool:
         return True
     print(f"installing {wanted.relative_to(ROOT)} into .bench/{place}", flush=True)
     made = subprocess.run([sys.executable, "-m", "venv", str(BENCH / place)], check=False)
-    words = [
-        str(python(place)),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "-r",
-        str(wanted),
-    ]
-    if made.returncode or subprocess.run(words, cwd=ROOT, check=False).returncode:
+    pip = [str(python(place)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if made.returncode or subprocess.run([*pip, "-r", str(wanted)], cwd=ROOT, check=False).returncode:
         print(f"{place} could not be installed: its programs are left out", flush=True)
         return False
     stamp.write_text(wanted.read_text())
@@ -126,13 +118,9 @@ def run(program: Program, seed: int, more: str, cores: int) -> dict[str, Any]:
     try:
         with on_cores(cores):
             done = subprocess.run(
-                words,
-                capture_output=True,
-                text=True,
-                timeout=LIMIT,
-                env={**os.environ, **ONE_THREAD},
+                words, cwd=BENCH, env={**os.environ, **ONE_THREAD}, timeout=LIMIT, capture_output=True, text=True,
                 check=False,
-            )
+            )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {LIMIT} s"}
     told = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -181,16 +169,16 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def number(value: float) -> str:
     """Three digits, or all before the point."""
+    if math.isinf(value):
+        return "∞"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def spread(values: list[float], form: str = "{}") -> str:
-    """Median, lowest and highest."""
-    middle, low, high = (
-        form.format(number(each)).replace("inf", "unsolved")
-        for each in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} [{low}, {high}]"
+def spread(values: list[float]) -> str:
+    """Median, lowest and highest; nothing of nothing."""
+    if not values:
+        return ""
+    return "{} [{}, {}]".format(*map(number, (statistics.median(values), min(values), max(values))))
 
 
 def comparisons(
@@ -208,19 +196,25 @@ def comparisons(
             pairs = [[value(name, each[turn]) for turn in turns] for each in (own[1], theirs)]
             ratios = [ahead(name, *pair) for pair in zip(*pairs, strict=True)]
             if ratios:
-                yield case, name, f"{own[0]} / {other}", pairs[0], pairs[1], [r for r in ratios if r == r]
+                yield (
+                    case,
+                    name,
+                    f"{own[0]} / {other}",
+                    pairs[0],
+                    pairs[1],
+                    [r for r in ratios if not math.isnan(r)],
+                )
 
 
-def table(name: str = "speed.csv") -> str:
+def table(folder: Path = RESULTS) -> str:
     """The results as a Markdown table."""
-    rows = read(RESULTS / name)
+    rows = read(folder / "speed.csv")
     lines = ["| what | by | pgce | the other | pgce is × ahead |", "|---|---|---|---|---|"]
     for case, measure, names, own, theirs, ratios in comparisons(rows):
         if case.shown:
-            ahead_by = spread(ratios, "{}") if ratios else ""
-            cells = case.title, f"{names}, {measure}", spread(own), spread(theirs), ahead_by
+            cells = case.title, f"{names}, {measure}", spread(own), spread(theirs), spread(ratios)
             lines.append(f"| {' | '.join(cells)} |")
-    machine = {row["name"]: row["value"] for row in read(RESULTS / "speed_machine.csv")}
+    machine = {row["name"]: row["value"] for row in read(folder / "speed_machine.csv")}
     if rows and machine:
         lines += ["", "; ".join(f"{name}: {text}" for name, text in machine.items()) + "."]
     if rows:
@@ -300,7 +294,9 @@ def main() -> None:
                 [*words, *(["--steps", "8192", "--repeats", "1"] if given.quick else [])], check=False
             )
     draw(read(file), BENCH / "speed.png" if given.quick else ROOT / "docs" / "speed.png")
-    if not given.quick:
+    if given.quick:
+        print(table(BENCH))
+    else:
         put_into_readme("speed", table())
 
 

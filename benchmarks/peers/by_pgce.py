@@ -21,9 +21,11 @@ def train(kind: type[Any], given: Namespace, **settings: Any) -> None:
     """Train by preset and settings, and tell."""
     with tempfile.TemporaryDirectory() as folder:
         how = {"quiet": True, "runs_dir": folder, "device": "cpu", "seed": given.seed, **settings}
-        result = kind.preset(given.env_id, **how).train(total_timesteps=given.total).result
+        agent = kind.preset(given.env_id, **how)
+        result = agent.train(total_timesteps=given.total).result
     if int(os.environ.get("RANK", "0")) == 0:
-        tell(seconds=result["train_seconds"], steps=result["steps"], solved=result["stopped"] == "threshold")
+        solved = {"solved": result["stopped"] == "threshold"} if agent.stop_at_threshold else {}
+        tell(seconds=result["train_seconds"], steps=result["steps"], **solved)
 
 
 def throughput(given: Namespace, **settings: Any) -> None:

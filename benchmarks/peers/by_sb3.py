@@ -12,7 +12,7 @@ import torch
 from common import SAME, Clock, Solving, arguments, tell
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 try:
     from sbx import PPO
@@ -109,8 +109,9 @@ def robots(given: Namespace) -> None:
     """The numbers of pgce's presets of these environments."""
     lander = given.env_id == "LunarLander-v3"
     number, length, epochs, minibatches = (16, 256, 4, 16) if lander else (64, 32, 10, 32)
-    kind = SubprocVecEnv if given.vectorization == "async" else DummyVecEnv
-    envs = VecNormalize(make_vec_env(given.env_id, number, seed=given.seed, vec_env_cls=kind))
+    several = given.vectorization == "async"
+    how = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}} if several else {}
+    envs = VecNormalize(make_vec_env(given.env_id, number, seed=given.seed, **how))
     model = PPO(
         "MlpPolicy", envs, n_steps=length, batch_size=number * length // minibatches, n_epochs=epochs,
         learning_rate=1e-3 if lander else 3e-4, gamma=0.999 if lander else 0.99,
