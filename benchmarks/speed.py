@@ -46,6 +46,7 @@ ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
 }
+KEPT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
 
 def python(place: str) -> Path:
@@ -114,12 +115,13 @@ def run(program: Program, seed: int, more: str, cores: int) -> dict[str, Any]:
         str(seed),
         *more.split(),
     ]
+    variables = {**os.environ, **ONE_THREAD, **(KEPT if program.keeps_memory else {})}
     begun = time.perf_counter()
     try:
         with on_cores(cores):
             done = subprocess.run(
-                words, cwd=BENCH, env={**os.environ, **ONE_THREAD}, timeout=LIMIT, capture_output=True, text=True,
-                check=False,
+                words, cwd=BENCH, env=variables, timeout=LIMIT, capture_output=True,
+                text=True, check=False,
             )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {LIMIT} s"}
@@ -168,9 +170,12 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three digits or so, for people."""
     if math.isinf(value):
         return "∞"
+    for least, unit, letter in ((999_500, 1e6, "M"), (10_000, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:.3g} {letter}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -230,9 +235,9 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     bars = [
-        (f"{case.title}: {names.split(' / ')[1]}, {measure}", ratios)
+        (f"{case.title}: {names.split(' / ')[1]}, {measure}", [r for r in ratios if math.isfinite(r)])
         for case, measure, names, _, _, ratios in comparisons(rows)
-        if case.shown and ratios
+        if case.shown and any(map(math.isfinite, ratios))
     ]
     if not bars:
         return
