@@ -20,6 +20,7 @@ class Program:
     place: str
     words: str
     ranks: int = 1
+    keeps_memory: bool = False  # glibc gives none back to the system, which large tensors may cost much
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def _robot(env_id: str, number: int, total: int) -> Case:
     train = f"robots --env-id {env_id} --total {total} --vectorization"
     act = f"random --env-id {env_id} --num-envs {number} --seconds 3 --vectorization"
     programs = (
-        Program("pgce, 2 processes", "pgce", "pgce", f"{train} sync", ranks=2),
         _by("pgce, sync", "pgce")(f"{train} sync"),
+        Program("pgce, 2 processes", "pgce", "pgce", f"{train} sync", ranks=2),
         _by("pgce, async", "pgce")(f"{train} async"),
         _by("SB3, DummyVecEnv", "sb3")(f"{train} sync"),
         _by("SB3, SubprocVecEnv", "sb3")(f"{train} async"),
@@ -110,13 +111,14 @@ def _fit(batch: int) -> Case:
     return Case(f"an epoch of 60,000 × 784, batches of {batch:,}", ("s",), tuple(programs))
 
 
-def _objective(batch: int, classes: int) -> Case:
+def _objective(batch: int, classes: int, keeps: bool = False) -> Case:
     words = f"--batch {batch} --classes {classes}"
     programs = (
-        _pgce(f"objective {words}"),
-        _by("by hand", "pgce")(f"objective-by-hand {words}"),
+        Program(name, "pgce", "pgce", f"{word} {words}", keeps_memory=keeps)
+        for name, word in (("pgce", "objective"), ("by hand", "objective-by-hand"))
     )
-    return Case(f"loss and gradient, {batch:,} × {classes:,}", ("µs",), programs)
+    kept = ", memory kept" if keeps else ""
+    return Case(f"loss and gradient, {batch:,} × {classes:,}{kept}", ("µs",), tuple(programs))
 
 
 _SOLVE = ("s to solve", "s, whole process")
@@ -154,7 +156,11 @@ PARTS: dict[str, tuple[Case, ...]] = {
     "robots": (_robot("LunarLander-v3", 16, 98_304), _robot("HalfCheetah-v5", 64, 40_960)),
     "envs": tuple(_environments(env_id, number) for number in (64, 512) for env_id in _ENVIRONMENTS),
     "fit": (_fit(32), _fit(4_096)),
-    "objective": tuple(_objective(*size) for size in ((2_048, 2), (2_048, 10), (2_048, 1_000), (64, 32_000))),
+    "objective": tuple(
+        _objective(*size, keeps)
+        for keeps in (False, True)
+        for size in ((2_048, 2), (2_048, 10), (2_048, 1_000), (64, 32_000))
+    ),
     "memory": (Case("PPO, 512 × 32 steps, most memory", ("MiB",), (_pgce(_FEW), _sb3(_FEW))),),
     "start": (
         Case(
