@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-browser test-faults docs lint clean
+.PHONY: help demo bench test test-browser test-faults docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## train REINFORCE on CartPole-v1
 	$(BIN)/python agents/reinforce.py --env-id CartPole-v1 --seed 1
+
+bench: $(INSTALLED) ## measure speed beside other packages (more than an hour; PARTS="ppo envs" of it)
+	$(BIN)/python benchmarks/speed.py $(PARTS)
 
 test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest

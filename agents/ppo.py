@@ -113,10 +113,10 @@ class PPO(Minibatched, ActorCriticAgent):
         flat = (clipped_error > (value - batch["return"]).abs()) & (moved.abs() == self.clip_coef)
         return value.where(flat, batch["return"])
 
-    def stop(self, reports: Reports) -> bool:
-        """Whether the policy has moved further than `target_kl`."""
+    def stop(self, reports: Reports) -> bool | None:
+        """Whether the policy has moved further than `target_kl`; None where there is no such limit."""
         if self.target_kl is None:
-            return False
+            return None
         return pgce.metrics.policy_change(reports["policy"])["train/approx_kl"] > 1.5 * self.target_kl
 
 

@@ -30,17 +30,17 @@ def network():
     return nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
 
 
-def by_hand(inputs, labels, fused=False):
+def by_hand(inputs, labels, fused=False, batch=BATCH):
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), fused=fused)
-    for rows in torch.randperm(len(inputs)).split(BATCH):
+    for rows in torch.randperm(len(inputs)).split(batch):
         optimizer.zero_grad()
         F.cross_entropy(model(inputs[rows]), labels[rows]).backward()
         optimizer.step()
 
 
-def by_pgce(inputs, labels, precision="float32"):
-    pgce.fit(network(), (inputs, labels), epochs=1, batch_size=BATCH, precision=precision, device="cpu")
+def by_pgce(inputs, labels, precision="float32", batch=BATCH):
+    pgce.fit(network(), (inputs, labels), epochs=1, batch_size=batch, precision=precision, device="cpu")
 
 
 def by_classifier(inputs, labels):
@@ -48,14 +48,20 @@ def by_classifier(inputs, labels):
     estimator.fit(inputs.numpy(), labels.numpy())
 
 
-def by_skorch(inputs, labels):
+def by_skorch(inputs, labels, batch=BATCH):
     from skorch import NeuralNetClassifier
 
     net = NeuralNetClassifier(
-        network(), criterion=nn.CrossEntropyLoss, optimizer=torch.optim.Adam, max_epochs=1, batch_size=BATCH,
+        network(), criterion=nn.CrossEntropyLoss, optimizer=torch.optim.Adam, max_epochs=1, batch_size=batch,
         train_split=None, iterator_train__shuffle=True, verbose=0,
     )  # fmt: skip
     net.fit(inputs, labels)
+
+
+def examples(number=EXAMPLES):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(number, FEATURES, generator=generator)
+    return inputs, torch.randint(CLASSES, (number,), generator=generator)
 
 
 def measure() -> None:
@@ -63,9 +69,7 @@ def measure() -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(EXAMPLES, FEATURES, generator=generator)
-    labels = torch.randint(CLASSES, (EXAMPLES,), generator=generator)
+    inputs, labels = examples()
     programs = {
         "by hand": by_hand,
         "by hand, fused Adam": lambda x, y: by_hand(x, y, fused=True),

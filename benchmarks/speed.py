@@ -1,136 +1,313 @@
-"""How fast pgce trains beside other packages: whole runs in fresh processes, in turn, on one core.
+"""How fast pgce is beside its peers: one table and one picture, by `make bench`.
 
-    python benchmarks/speed.py             # everything, five times: some 40 minutes
-    python benchmarks/speed.py ppo         # a part: ppo, reinforce, "steps 64", "steps 512"
-    python benchmarks/speed.py --show      # make the table from the CSV only
+    python benchmarks/speed.py                    all (more than an hour, on a machine that is left alone)
+    python benchmarks/speed.py ppo envs           parts, by name
+    python benchmarks/speed.py fit --turns 7      other than five turns
+    python benchmarks/speed.py --quick            once with tiny budgets, into .bench/: does everything run?
+    python benchmarks/speed.py --show             make table and picture from the committed CSV only
 
-Each package is installed into an environment of its own, .bench/NAME, as benchmarks/peers/NAME.txt has it.
-The clock runs while a package trains, JAX's compilation included, and stands still while it is evaluated.
-`ppo` and `reinforce` train CartPole-v1 until 100 episodes of sampled actions average 475, twice in a row,
-each package with the settings that it publishes for it (evaluated every 5,000 steps; Tianshou and rejax every
-2,000). `steps` has the same numbers for all: so many environments × 32 steps, 4 epochs of 4 minibatches, two
-networks of 64–64 tanh units. Stable-Baselines3 gets Gymnasium's NumPy environments there, since its own are
-far slower.
+Every peer has an environment of its own under .bench/, made from benchmarks/peers/*.txt; one that can't be
+installed is named and left out. Programs take turns, each run a fresh process with one thread on one core
+(two cores where it says so), and a line of the CSV as soon as it ends. The clock is that of training: it
+begins when networks and environments are made, stands still during evaluations, and runs while something is
+compiled. CartPole-v1 is solved when 100 fresh episodes with sampled actions average 475 twice in a row,
+looked at about every 5,000 steps. Ratios are taken turn by turn, above 1 where pgce is ahead.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
+import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-import venv
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from shared import RESULTS, ROOT, put_into_readme, read, write
+from comparisons import MEASURED, PARTS, Case, Program, ahead, value
+from shared import RESULTS, ROOT, put_into_readme
 
-PARTS = {
-    "ppo": ["sb3", "rejax"],
-    "reinforce": ["tianshou"],
-    "steps 64": ["sb3"],
-    "steps 512": ["sb3", "rejax"],
+PEERS, BENCH = Path(__file__).parent / "peers", ROOT / ".bench"
+COLUMNS = ("part", "case", "program", "turn", *MEASURED, "error")
+LIMIT = 1_800  # seconds of a run
+TINY = "--total 12000 --examples 8192 --seconds 0.1"
+ONE_THREAD = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
 }
-TITLES = {
-    "ppo": "PPO, CartPole-v1 to 475, seconds",
-    "reinforce": "REINFORCE, CartPole-v1 to 475, seconds",
-    "steps 64": "PPO, 64 environments, steps/s",
-    "steps 512": "PPO, 512 environments, steps/s",
-}
-NAMES = {"ours": "pgce", "sb3": "Stable-Baselines3", "rejax": "rejax", "tianshou": "Tianshou"}
-PEERS = Path(__file__).parent / "peers"
-SEEDS = range(1, 6)
+OWN = re.compile("/ (random|pgce)")  # shares of what is possible, and ways of pgce, are in the table only
+KEPT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
 
-def python(name: str) -> str:
-    """The interpreter of a package's environment, which is made if it is not there."""
-    if name == "ours":
-        return sys.executable
-    folder = ROOT / ".bench" / name
-    if not (folder / "bin" / "python").exists():
-        venv.create(folder, with_pip=True)
-        command = [
-            str(folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "-r",
-            f"{PEERS / name}.txt",
-        ]
-        subprocess.run(command, check=True)
-    return str(folder / "bin" / "python")
+def python(place: str) -> Path:
+    """The interpreter of an environment."""
+    return BENCH / place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def run(name: str, part: str, seed: int) -> dict[str, object]:
-    """One run of a package: a row."""
-    one = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    file = PEERS / ("ours.py" if name == "ours" else f"{name}_.py")
-    core = max(os.sched_getaffinity(0))
-    began = time.perf_counter()
-    done = subprocess.run(
-        ["taskset", "-c", str(core), python(name), str(file), part, str(seed)],
-        capture_output=True, text=True, check=True, env={**os.environ, **one}, timeout=900,
-    )  # fmt: skip
-    wall = time.perf_counter() - began
-    told = json.loads(done.stdout.splitlines()[-1])
-    row = {"part": part, "package": name, "seed": seed, "process": round(wall, 2), "compiling": 0.0}
-    return row | {key: round(value, 3) for key, value in told.items()}
+@cache
+def install(place: str) -> bool:
+    """Make an environment, unless it is there; say whether it can be used."""
+    wanted, stamp = PEERS / f"{place}.txt", BENCH / place / ".installed"
+    if stamp.exists() and stamp.read_text() == wanted.read_text():
+        return True
+    print(f"installing {wanted.relative_to(ROOT)} into .bench/{place}", flush=True)
+    made = subprocess.run([sys.executable, "-m", "venv", str(BENCH / place)], check=False)
+    pip = [str(python(place)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if made.returncode or subprocess.run([*pip, "-r", str(wanted)], cwd=ROOT, check=False).returncode:
+        print(f"{place} could not be installed: its programs are left out", flush=True)
+        return False
+    stamp.write_text(wanted.read_text())
+    return True
 
 
-def measure(parts: list[str]) -> None:
-    """All parts, package by package in turn; the CSV grows as rows come."""
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    )
-    for part in parts:
-        for seed in SEEDS:
-            for name in ["ours", *PARTS[part]]:
-                row = run(name, part, seed)
-                old = read("speed.csv") if (RESULTS / "speed.csv").exists() else []
-                kept = [r for r in old if (r["part"], r["package"], r["seed"]) != (part, name, str(seed))]
-                write("speed.csv", [*kept, row])
-                print(*row.values(), flush=True)
+def versions(place: str) -> str:
+    """What an environment has of the packages that its requirements name, and of those that count."""
+    lines = (PEERS / f"{place}.txt").read_text().splitlines()
+    names = {line.split("==")[0].split("[")[0] for line in lines if not line.startswith("-")}
+    names |= {"torch", "jax", "gymnasium", "numpy"}
+    words = [str(python(place)), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    listed = json.loads(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    found = {each["name"].lower().replace("_", "-"): each["version"] for each in listed}
+    return ", ".join(f"{name} {found[name]}" for name in sorted(names) if name in found)
 
 
-def table() -> str:
-    """Medians, and the median of the ratios run by run."""
-    found = defaultdict(lambda: defaultdict(dict))
-    for row in read("speed.csv"):
-        found[row["part"]][row["package"]][row["seed"]] = row
-    lines = [
-        "| | package | median [smallest, largest] | pgce against it | process, s | MiB |",
-        "|---|---|---|---|---|---|",
+def processor() -> str:
+    """The model of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@contextmanager
+def on_cores(number: int) -> Iterator[None]:
+    """Let what is started inside run on the last cores only, where the system can do that."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[-number:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def run(program: Program, seed: int, more: str, cores: int) -> dict[str, Any]:
+    """Run a program once in a process of its own."""
+    words = [str(python(program.place))]
+    if program.ranks > 1:
+        words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(program.ranks)]
+    words += [
+        str(PEERS / f"by_{program.runner}.py"),
+        *program.words.split(),
+        "--seed",
+        str(seed),
+        *more.split(),
     ]
-    for part, packages in found.items():
-        rate = part.startswith("steps")
+    variables = {**os.environ, **ONE_THREAD, **(KEPT if program.keeps_memory else {})}
+    begun = time.perf_counter()
+    try:
+        with on_cores(cores):
+            done = subprocess.run(
+                words, cwd=BENCH, env=variables, timeout=LIMIT, capture_output=True,
+                text=True, check=False,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {LIMIT} s"}
+    told = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not told:
+        print(done.stderr[-2_000:], file=sys.stderr, flush=True)
+        last = (done.stderr.strip().splitlines() or ["no result"])[-1]
+        return {"error": f"exit code {done.returncode}: {last[:100]}"}
+    return {**json.loads(told[-1]), "process_seconds": round(time.perf_counter() - begun, 3)}
 
-        def figure(row: dict[str, str], rate: bool = rate) -> float:
-            seconds, steps = float(row["seconds"]), float(row["steps"])
-            if rate:
-                return steps / seconds
-            return seconds if float(row["score"]) >= 475 else float("inf")
 
-        own = {seed: figure(row) for seed, row in packages["ours"].items()}
-        for name in ["ours", *PARTS[part]]:
-            rows = packages[name]
-            figures = {seed: figure(row) for seed, row in rows.items()}
-            form = ",.0f" if rate else ".2f"
-            middle, low, high = (f(figures.values()) for f in (statistics.median, min, max))
-            ratio = statistics.median(own[seed] / figures[seed] for seed in figures)
-            process = statistics.median(float(row["process"]) for row in rows.values())
-            mib = statistics.median(float(row["mib"]) for row in rows.values())
-            against = "" if name == "ours" else f"{ratio:.2f} ×"
-            told = f"{middle:{form}} [{low:{form}}, {high:{form}}]".replace("inf", "not reached")
-            title = TITLES[part] if name == "ours" else ""
-            lines.append(f"| {title} | {NAMES[name]} | {told} | {against} | {process:.1f} | {mib:.0f} |")
+def measure(part: str, case: Case, turns: int, more: str, file: Path) -> None:
+    """All programs of a case in turn, as often as asked for; one that fails is left out from there on."""
+    programs = [program for program in case.programs if install(program.place)]
+    print(f"{part}: {case.title}", flush=True)
+    for turn in range(1, turns + 1):
+        for program in tuple(programs):
+            told = run(program, turn, more, case.cores)
+            row = {"part": part, "case": case.title, "program": program.name, "turn": str(turn)}
+            row |= {name: str(told.get(name, "")) for name in (*MEASURED, "error")}
+            with file.open("a", newline="") as out:
+                csv.DictWriter(out, COLUMNS).writerow(row)
+            if row["error"]:
+                programs.remove(program)
+                print(f"  {program.name}: {row['error']}", flush=True)
+            else:
+                numbers = ", ".join(f"{number(value(name, row))} {name}" for name in case.measures)
+                print(f"  {turn} {program.name}: {numbers}", flush=True)
+
+
+def without(file: Path, parts: list[str]) -> None:
+    """Leave a CSV without the rows of these parts."""
+    kept = [row for row in read(file) if row["part"] not in parts]
+    with file.open("w", newline="") as out:
+        writer = csv.DictWriter(out, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV; none where there is none."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+def number(value: float) -> str:
+    """Three digits or so, for people."""
+    if math.isinf(value):
+        return "∞"
+    for least, unit, letter in ((999_500, 1e6, "M"), (10_000, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:.3g} {letter}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spread(values: list[float]) -> str:
+    """Median, lowest and highest; nothing of nothing."""
+    if not values:
+        return ""
+    return "{} [{}, {}]".format(*map(number, (statistics.median(values), min(values), max(values))))
+
+
+def comparisons(
+    rows: list[dict[str, str]],
+) -> Iterator[tuple[Case, str, str, list[float], list[float], list[float]]]:
+    """Of pairs of programs: case, measure, names, the numbers of both, and the ratios turn by turn."""
+    runs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in rows:
+        if not row["error"]:
+            runs[row["case"], row["program"]][row["turn"]] = row
+    for case in (case for cases in PARTS.values() for case in cases):
+        own, *others = ((program.name, runs[case.title, program.name]) for program in case.programs)
+        for name, (other, theirs) in product(case.measures, others):
+            turns = [turn for turn in own[1] if turn in theirs]
+            pairs = [[value(name, each[turn]) for turn in turns] for each in (own[1], theirs)]
+            ratios = [ahead(name, *pair) for pair in zip(*pairs, strict=True)]
+            if ratios:
+                yield (
+                    case,
+                    name,
+                    f"{own[0]} / {other}",
+                    pairs[0],
+                    pairs[1],
+                    [r for r in ratios if not math.isnan(r)],
+                )
+
+
+def table(folder: Path = RESULTS) -> str:
+    """The results as a Markdown table."""
+    rows = read(folder / "speed.csv")
+    lines = ["| what | by | pgce | the other | pgce is × ahead |", "|---|---|---|---|---|"]
+    for case, measure, names, own, theirs, ratios in comparisons(rows):
+        if case.shown:
+            cells = case.title, f"{names}, {measure}", spread(own), spread(theirs), spread(ratios)
+            lines.append(f"| {' | '.join(cells)} |")
+    machine = {row["name"]: row["value"] for row in read(folder / "speed_machine.csv")}
+    if rows and machine:
+        lines += ["", "; ".join(f"{name}: {text}" for name, text in machine.items()) + "."]
+    if rows:
+        lines += ["", "![How many times as fast pgce is](docs/speed.png)"]
     return "\n".join(lines)
 
 
+def draw(rows: list[dict[str, str]], file: Path) -> None:
+    """The median ratios to other packages as bars, with lines from the lowest to the highest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = [
+        (f"{case.title}: {names.split(' / ')[1]}, {measure}", [r for r in ratios if math.isfinite(r)])
+        for case, measure, names, _, _, ratios in comparisons(rows)
+        if case.shown and any(map(math.isfinite, ratios)) and not OWN.search(names)
+    ]
+    if not bars:
+        return
+    middle = [statistics.median(ratios) for _, ratios in bars]
+    figure, axis = plt.subplots(figsize=(9, 0.6 + 0.2 * len(bars)), layout="constrained")
+    colors = ["C0" if each >= 1 else "C3" for each in middle]
+    axis.barh([label for label, _ in bars], [each - 1 for each in middle], left=1, color=colors, height=0.7)
+    axis.hlines(range(len(bars)), [min(r) for _, r in bars], [max(r) for _, r in bars], color="black", lw=0.8)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda each, _: f"{each:g}")
+    axis.set_xlabel("pgce is × ahead: median, lowest to highest turn")
+    axis.set_ylim(len(bars) - 0.4, -0.6)
+    axis.tick_params(axis="y", labelsize=7)
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=100, metadata={"Software": ""})
+
+
+def tell_machine(places: list[str], file: Path) -> None:
+    """Print what is measured on and with, and keep it beside the results."""
+    told = {row["name"]: row["value"] for row in read(file)}
+    told |= {"CPU": f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"}
+    told |= {place: versions(place) for place in places if (BENCH / place / ".installed").exists()}
+    for name, text in told.items():
+        print(f"{name}: {text}", flush=True)
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerows([("name", "value"), *told.items()])
+
+
+def main() -> None:
+    """Measure what is asked for, then show all there is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--show", action="store_true")
+    given = parser.parse_args()
+    parts = given.parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"parts are {', '.join(PARTS)}: there is no {', '.join(unknown)}")
+    folder = BENCH if given.quick else RESULTS
+    folder.mkdir(exist_ok=True)
+    file = folder / "speed.csv"
+    if not given.show:
+        places = [program.place for part in parts for case in PARTS[part] for program in case.programs]
+        usable = [place for place in dict.fromkeys(places) if install(place)]
+        tell_machine(usable, folder / "speed_machine.csv")
+        print(f"load of the machine: {os.getloadavg()[0]:.1f}", flush=True)
+        without(file, parts)
+        for part in parts:
+            for case in PARTS[part]:
+                measure(part, case, 1 if given.quick else given.turns, TINY if given.quick else "", file)
+        if "ranks" in parts and install("pgce"):
+            words = [str(python("pgce")), str(Path(__file__).parent / "processes.py")]
+            subprocess.run(
+                [*words, *(["--steps", "8192", "--repeats", "1"] if given.quick else [])], check=False
+            )
+    draw(read(file), BENCH / "speed.png" if given.quick else ROOT / "docs" / "speed.png")
+    if given.quick:
+        print(table(BENCH))
+    else:
+        put_into_readme("speed", table())
+
+
 if __name__ == "__main__":
-    if "--show" not in sys.argv:
-        measure(sys.argv[1:] or list(PARTS))
-    put_into_readme("speed", table())
+    main()

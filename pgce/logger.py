@@ -227,7 +227,7 @@ class Logger:
 
         def write() -> None:
             encoded = BytesIO()
-            Image.fromarray(picture).save(encoded, "PNG", optimize=True)
+            Image.fromarray(picture).save(encoded, "PNG")
             file = folder / "pictures" / f"{tag.rpartition('/')[2]}.png"
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(encoded.getvalue())

@@ -286,9 +286,9 @@ class Agent(Learner):
         """Rounds after which the policy that acts is brought up to date; 1 is always."""
         return 1
 
-    def stop(self, reports: Reports) -> bool:
-        """Whether a round ends after this step."""
-        return False
+    def stop(self, reports: Reports) -> bool | None:
+        """Whether a round ends after this step; None never does."""
+        return None
 
     def standardised(
         self, advantage: Tensor, returns: Tensor, valid: Tensor, *, center: bool = True
@@ -649,8 +649,8 @@ class _Training:
                 ended = f"mean return {score} over {scores['eval_episodes']} evaluation episodes; {ended}"
             if self.values:
                 run.say(learned=_shown(self.values))
-            spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
-            run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
+                spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in run.spent.items())
+                run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
             run.finish(self.model, result, ended)
         return run
 
@@ -769,10 +769,9 @@ class _Training:
             evaluation.number += 1
             if evaluation.number == 1:
                 self._hint()
-            if due(evaluation.number, 10):
+            if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
                 with run.part("log"):
                     dashboards.batch(run.logger, self.steps, first, self.head)
-            if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
                 evaluation.film(run, self.steps)
             if evaluation.solved(run, self.steps):
                 self.stopped = "threshold"

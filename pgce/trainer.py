@@ -343,7 +343,7 @@ Reports = dict[str, Report]
 def train(
     trainer: Trainer,
     rounds: Iterable[Iterable[Batch]],
-    stop: Callable[[Reports], bool] | None = None,
+    stop: Callable[[Reports], bool | None] | None = None,
     after: Callable[[int, Reports], bool | None] | None = None,
 ) -> None:
     """The one loop: every round is some batches, every batch is a step.
@@ -351,7 +351,8 @@ def train(
     Args:
         trainer: takes the steps.
         rounds: an epoch of a data set each, or one rollout each (in so many passes as the learner makes).
-        stop: sees the reports of a step; True ends the round (PPO's limit on the KL divergence, say).
+        stop: sees the reports of a step; True ends the round (PPO's limit on the KL divergence, say), None
+            is what all processes say who need not hear each other.
         after: called after round n = 0, 1, … with the reports of its last step (none if it was empty): logs,
             evaluates, saves; True ends training.
 
@@ -371,7 +372,8 @@ def train(
         reports: Reports = {}
         for batch in batches:
             reports = trainer.step(batch)
-            if stop is not None and processes.any_of(stop(reports)):
+            ends = None if stop is None else stop(reports)
+            if ends is not None and processes.any_of(ends):
                 break
         if after is not None and processes.any_of(bool(after(n, reports))):
             break

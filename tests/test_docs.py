@@ -16,7 +16,7 @@ import pgce
 from pgce import agents
 from pgce.logger import TAGS
 
-PAGES = ["new_agent", "from/stable_baselines3", "from/cleanrl", "from/skorch", "from/keras"]
+PAGES = ["new_agent", "trackers", "from/stable_baselines3", "from/cleanrl", "from/skorch", "from/keras"]
 
 
 def python(text):
@@ -70,7 +70,7 @@ def test_every_script_of_the_gallery_has_its_picture(docs):
     names = {script.stem for script in (docs / "gallery").glob("*.py")}
     assert len(names) >= 10
     for name in names:
-        assert f'"gallery/{name}.py"' in page
+        assert f'--8<-- "gallery/{name}.py"' in page
         assert f"(gallery/{name}.png)" in page
         assert (docs / "gallery" / f"{name}.png").stat().st_size < 100_000
 

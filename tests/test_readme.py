@@ -86,6 +86,7 @@ def test_the_results_are_the_committed_ones(readme, repository, monkeypatch):
         ("linear_cross_entropy", "linear"),
         ("agents", "agents"),
         ("tokens", "tokens"),
+        ("speed", "speed"),
     ):
         benchmark = runpy.run_path(str(repository / "benchmarks" / f"{name}.py"))
         shown = readme.split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]
