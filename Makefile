@@ -27,7 +27,7 @@ test-browser: $(INSTALLED) ## look at TensorBoard's tabs in a browser (Chromium 
 
 docs: $(INSTALLED) ## build the documentation into site/, where a warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(INSTALLED) ## check formatting, style, types and which module imports which
 	$(BIN)/ruff format --check

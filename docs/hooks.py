@@ -19,6 +19,12 @@ from pgce.run import Learner
 ROOT = Path(__file__).parents[1]
 
 
+def on_config(config: Any) -> Any:
+    """List the reference, a page a module."""
+    config["nav"].append({"Python reference": list(references())})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages."""
     from mkdocs.structure.files import File
