@@ -118,13 +118,12 @@ class Categorical:
         if target.shape == examples and not target.is_floating_point():
             if target.dtype == torch.bool or target.is_complex():
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
+            if logits.ndim != 2:
+                return self.cross_entropy(logits.reshape(-1, classes), target.reshape(-1)).view(examples)
             try:
                 return F.cross_entropy(
-                    logits.reshape(-1, classes),
-                    target.reshape(-1).long(),
-                    reduction="none",
-                    ignore_index=_NO_IGNORED_CLASS,
-                ).view(examples)
+                    logits, target.long(), reduction="none", ignore_index=_NO_IGNORED_CLASS
+                )
             except IndexError:
                 low, high = (int(edge) for edge in torch.aminmax(target))
                 raise _class_id_error(low, high, classes) from None

@@ -39,6 +39,13 @@ def weighted(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:
     """
     if weight is None:
         return cross_entropy
+    weight = _constant(weight, cross_entropy)
+    # Selected, not multiplied: 0 × ∞ is NaN.
+    return weight * cross_entropy.masked_fill(weight == 0, 0)
+
+
+def _constant(weight: Tensor, cross_entropy: Tensor) -> Tensor:
+    """The weight without its gradient, in the type of the cross-entropy."""
     if weight.shape != cross_entropy.shape:
         raise ValueError(
             f"one weight per example: weight has shape {tuple(weight.shape)}, "
@@ -51,9 +58,7 @@ def weighted(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:
             "weight and cross_entropy lie on one device: "
             f"weight is on {weight.device}, cross_entropy on {cross_entropy.device}"
         )
-    weight = weight.detach().to(cross_entropy.dtype)
-    # Selected, not multiplied: 0 × ∞ is NaN.
-    return weight * cross_entropy.masked_fill(weight == 0, 0)
+    return weight.detach().to(cross_entropy.dtype)
 
 
 def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | float) -> Tensor:
@@ -70,7 +75,20 @@ def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | fl
         >>> objective(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]), divisor=2)
         tensor(2.5000)
     """
+    if (
+        weight is not None
+        and cross_entropy.device.type == "cpu"
+        and cross_entropy.numel() <= _FEW
+        and not torch.compiler.is_compiling()
+    ):
+        constant = _constant(weight, cross_entropy) / divisor
+        loss = torch.dot(constant.flatten(), cross_entropy.flatten())
+        if math.isfinite(loss.item()):  # no 0 × ∞ is in it
+            return loss
     return weighted(cross_entropy, weight).sum() / divisor
+
+
+_FEW = 2**16  # numbers, of which a dot product is exact enough, and worth its while
 
 
 def weighted_cross_entropy(
@@ -113,7 +131,7 @@ def weighted_cross_entropy(
         >>> action, advantage = torch.tensor([0, 1]), torch.tensor([1.0, -2.0])
         >>> loss = pgce.weighted_cross_entropy(logits, action, advantage)
         >>> loss
-        tensor(-0.6297, grad_fn=<DivBackward0>)
+        tensor(-0.6297, grad_fn=<DotBackward0>)
         >>> loss.backward()
         >>> logits.grad  # w · (p − y) / 2
         tensor([[-0.0596,  0.0596],
@@ -138,8 +156,11 @@ def weighted_cross_entropy(
     else:
         loss = objective(cross_entropy, weight, _divisor(reduction, cross_entropy, weight))
     if not torch.compiler.is_compiling():
-        head.check(logits, target)
-        if not bool(loss.isfinite().all()) or _hides(logits, target, weight, cross_entropy):
+        ids = isinstance(head, Categorical) and not target.is_floating_point()
+        if not ids or logits.device.type != "cpu":  # where the cross-entropy has refused them already
+            head.check(logits, target)
+        finite = math.isfinite(loss.item()) if loss.ndim == 0 else bool(loss.isfinite().all())
+        if not finite or _hides(logits, target, weight, cross_entropy, ids):
             raise _not_finite(logits=logits, target=target, weight=weight, cross_entropy=cross_entropy)
     if reduction == "none" and mask is not None:
         return loss.new_zeros(examples).masked_scatter(mask, loss)
@@ -414,9 +435,10 @@ def _check_linear(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> torch.
 
 
 def _check_tensors(given: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
-    for name, value in (given | optional).items():
-        if not (isinstance(value, Tensor) or (name in optional and value is None)):
-            raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
+    for values, none in ((given, False), (optional, True)):
+        for name, value in values.items():
+            if not (isinstance(value, Tensor) or (none and value is None)):
+                raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
 
 
 def _check_weight(weight: Tensor | None, examples: torch.Size) -> None:
@@ -466,8 +488,10 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
         )
 
 
-def _hides(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor) -> bool:
+def _hides(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor, ids: bool) -> bool:
     """Whether a product with 0 hides from the loss what would still make the gradient NaN."""
+    if ids and math.isfinite(cross_entropy.detach().sum().item()):  # a softmax hides nothing
+        return False
     if target.is_floating_point() and not bool(target.isfinite().all()):
         return True
     if bool(cross_entropy.isnan().any()):

@@ -16,6 +16,7 @@ from pgce.networks import (
     Columns,
     Convolutional,
     Normalize,
+    Perceptron,
     Recurrent,
     RewardScale,
     Torso,
@@ -113,7 +114,12 @@ def actor_critic(
     def head(outputs: int, gain: float, part: int) -> nn.Module:
         if torso is first:
             network, last = body()
-            return nn.Sequential(network, linear(last, outputs, gain))
+            layer = linear(last, outputs, gain)
+            return (
+                Perceptron(*network, layer)
+                if isinstance(network, Perceptron)
+                else nn.Sequential(network, layer)
+            )
         layer = linear(width, outputs, gain)
         if parts == 1 and not masked:
             return layer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pgce import processes
 from pgce.heads import Head
+from pgce.machine import keep_memory
 from pgce.objective import objective
 from pgce.optimizer import Optimizer
 from pgce.weights import one
@@ -256,6 +257,7 @@ class Trainer:
         self.model = model
         self.terms = dict(terms)
         self.optimizer = optimizer
+        keep_memory()
 
     def step(self, batch: Batch) -> dict[str, Report]:
         """One update on one batch; the report of each term, as it was before the update.

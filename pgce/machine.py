@@ -1,0 +1,96 @@
+"""What computes fastest on the CPU at hand, found by trying: matrix products, and memory for them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+__all__ = ["fast_products", "keep_memory"]
+
+_LEAST = 5_000_000  # multiplications of one product, from which on oneDNN's is the faster one
+_GAIN = 1.3
+_BLOCK, _KEPT = 32 * 2**20, 256 * 2**20  # bytes
+
+
+@contextmanager
+def fast_products(multiplications: int) -> Iterator[bool]:
+    """Inside, matrix products of float32 on a CPU are computed by oneDNN where that is faster than MKL.
+
+    torch takes MKL, which on AMD's processors needs twice oneDNN's time, unless products may be rounded to
+    bfloat16; so that is permitted, if this processor is seen not to do it. Values differ by the order of
+    sums only. oneDNN makes a program for every shape, in half a millisecond: shapes should be few.
+
+    Args:
+        multiplications: of the largest product.
+
+    Returns:
+        A context that tells whether it is oneDNN.
+
+    Example:
+        >>> import torch
+        >>> from pgce.machine import fast_products
+        >>> a = torch.randn(512, 512)
+        >>> with fast_products(512**3) as by_onednn:
+        ...     product = a @ a
+        >>> bool((product - a.double() @ a.double()).abs().max() < 1e-3)
+        True
+    """
+    if multiplications < _LEAST or not _pays():
+        yield False
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield True
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def _pays() -> bool:
+    """Whether oneDNN is faster here and as exact: seen once in a process, in 20 ms."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((1024, 256), (256, 256)))
+    exact = a.double() @ b.double()
+    before = torch.get_float32_matmul_precision()
+    seconds = []
+    try:
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            error = (torch.mm(a, b) - exact).abs().max() / exact.abs().max()
+            seconds.append(min(_seconds(a, b) for _ in range(5)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return bool(error < 1e-5) and seconds[0] > _GAIN * seconds[1]
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    torch.mm(a, b)
+    return time.perf_counter() - begun
+
+
+@cache
+def keep_memory() -> None:
+    """Let glibc keep memory of tensors that are done with, up to 256 MiB, for those of the next step.
+
+    Otherwise it may give every megabyte back to the system and ask for it anew, whose pages cost more to be
+    cleared than what is computed in them.
+
+    Example:
+        >>> from pgce.machine import keep_memory
+        >>> keep_memory()
+    """
+    if sys.platform == "linux":
+        allocate = getattr(ctypes.CDLL(None), "mallopt", None)
+        if allocate is not None:
+            allocate(-3, _BLOCK)  # M_MMAP_THRESHOLD: smaller ones lie in the heap
+            allocate(-1, _KEPT)  # M_TRIM_THRESHOLD
