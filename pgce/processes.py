@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pgce.neighbours import Neighbours
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -96,6 +98,13 @@ def join(device: str = "auto", timeout: float = 120.0) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
     atexit.register(leave)
+    if not on_gpu and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.name == "posix":
+        _neighbours.append(Neighbours(rank(), size(), timeout, lambda told: gathered(told)[0]))
+
+
+_neighbours: list[Neighbours] = []
+"""How processes of one machine add up; empty where there is nobody, or another machine."""
+_TYPES = "torch.float32", "torch.float64", "torch.int64"
 
 
 def leave(*, together: bool = False) -> None:
@@ -109,13 +118,17 @@ def leave(*, together: bool = False) -> None:
 
         if together:
             dist.barrier()
+        while _neighbours:
+            _neighbours.pop().close()
         dist.destroy_process_group()
         gc.collect()  # what is left of it has threads, which must have ended before the interpreter does
 
 
 def total(tensor: Tensor) -> Tensor:
     """The sum of all processes' tensors, in place of this one's."""
-    if size() > 1:
+    if _neighbours and tensor.is_contiguous() and str(tensor.dtype) in _TYPES and tensor.device.type == "cpu":
+        _neighbours[0].add(tensor.detach().numpy())
+    elif size() > 1:
         import torch.distributed as dist
 
         dist.all_reduce(tensor)
