@@ -62,10 +62,8 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output."""
-        layers = [*self._modules.values()]
-        first = next(iter(layers), None)
-        few = not isinstance(first, nn.Linear) or x.ndim != 2 or len(x) * first.out_features < _MANY
-        if few or not _alternate(layers) or _is_watched(x):
+        layers = [*self]
+        if _is_watched(x) or _are_few(x, layers) or not _alternate(layers):
             for layer in layers:
                 x = layer(x)
             return x
@@ -84,6 +82,12 @@ def _is_watched(x: Tensor) -> bool:
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
     )
+
+
+def _are_few(x: Tensor, layers: list[nn.Module]) -> bool:
+    """Whether rows and units are too few to gain, or are no rows."""
+    first = layers[0] if layers else None
+    return not isinstance(first, nn.Linear) or x.ndim != 2 or len(x) * first.out_features < _MANY
 
 
 def _alternate(layers: list[nn.Module]) -> bool:

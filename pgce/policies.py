@@ -16,7 +16,6 @@ from pgce.networks import (
     Columns,
     Convolutional,
     Normalize,
-    Perceptron,
     Recurrent,
     RewardScale,
     Torso,
@@ -114,12 +113,7 @@ def actor_critic(
     def head(outputs: int, gain: float, part: int) -> nn.Module:
         if torso is first:
             network, last = body()
-            layer = linear(last, outputs, gain)
-            return (
-                Perceptron(*network, layer)
-                if isinstance(network, Perceptron)
-                else nn.Sequential(network, layer)
-            )
+            return nn.Sequential(network, linear(last, outputs, gain))
         layer = linear(width, outputs, gain)
         if parts == 1 and not masked:
             return layer
