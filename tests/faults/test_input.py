@@ -144,7 +144,7 @@ TABLE = [
     (lambda: observations(gym.spaces.Sequence(gym.spaces.Discrete(3))), "Sequence"),
     (lambda: observations(gym.spaces.Graph(gym.spaces.Discrete(3), None)), "Graph"),
     # files
-    (lambda: pgce.save(MODEL, "never"), "Sequential"),
+    (lambda: pgce.save(MODEL, "never"), "Perceptron"),
     (lambda: pgce.load("/nonexistent/folder"), "nonexistent"),
 ]  # fmt: skip
 
