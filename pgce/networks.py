@@ -118,21 +118,20 @@ class _Layers(torch.autograd.Function):
             for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 y = torch.addmm(bias, inputs[n], weight.t())
                 inputs.append(activate(y) if n < activations else y)
-        ctx.kind, ctx.activations, ctx.largest = kind, activations, largest
-        ctx.save_for_backward(*inputs, *weights)
-        return inputs[-1][:rows]
+        ctx.kind, ctx.activations, ctx.layers, ctx.largest = kind, activations, len(weights), largest
+        ctx.save_for_backward(*inputs[: activations + 1], *weights)  # a last layer's output may be changed
+        return inputs[-1][:rows].clone() if ctx.more else inputs[-1]  # which a view may not
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved, rows = ctx.saved_tensors, len(gradient)
-        layers = len(saved) // 2
-        inputs, weights = saved[: layers + 1], saved[layers + 1 :]
+        inputs, weights = saved[: -ctx.layers], saved[-ctx.layers :]
         _, through = _FUSED[ctx.kind]
         result: list[Tensor | None] = []
         gradient = F.pad(gradient, (0, 0, 0, ctx.more))
         with fast_products(rows * ctx.largest):
-            for n in reversed(range(layers)):
+            for n in reversed(range(ctx.layers)):
                 if n < ctx.activations:
                     gradient = through(gradient, inputs[n + 1])
                 x = inputs[n]

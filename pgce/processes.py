@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pgce.neighbours import Neighbours
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pgce.neighbours import Neighbours
 
 __all__ = [
     "any_of",
@@ -90,6 +90,8 @@ def join(device: str = "auto", timeout: float = 120.0) -> None:
         return
     import torch
     import torch.distributed as dist
+
+    from pgce.neighbours import Neighbours
 
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
