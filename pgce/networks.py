@@ -40,15 +40,12 @@ __all__ = [
 
 
 class Perceptron(nn.Sequential):
-    """Linear layers, each but perhaps the last with one activation after it: (B, D) -> (B, K).
+    """Linear layers, in order, each but perhaps the last with one activation after it: (B, D) -> (B, K).
 
     Of many numbers on a CPU, layers with tanh or ReLU are one node of autograd, a quarter faster, with one
     derivative only; and tanh is 2σ(2x) − 1, which torch computes in a quarter of the time (values differ by
     rounding, 1e-7 at most in float32). Layers with hooks run one by one, as do all on other devices, under
     autocast and in a compiler.
-
-    Args:
-        layers: in order.
 
     Example:
         >>> import torch
