@@ -21,6 +21,7 @@ from pgce.choices import OptimizerName, Precision, Schedule
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
 from pgce.logger import Logger, due
+from pgce.machine import fast_products
 from pgce.metrics import LOWER_IS_BETTER, factors, right
 from pgce.objective import objective, weighted
 from pgce.optimizer import Optimizer, resolve_device
@@ -338,7 +339,8 @@ def fit(
     keeper: Checkpoints | None = None
     if checkpoints is not None:
         keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+    forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
+    with forked, fast_products(_multiplications(model, source, batch_size)):
         torch.manual_seed(seed + 1_000_003 * processes.rank())
         if keeper is not None and keeper.found is not None:
             load_state_dict(keeper.found.state)
@@ -460,15 +462,22 @@ def _outputs(
     model.eval()
     logits: list[Tensor] = []
     targets: list[Tensor] = []
+    source = as_source(data, place, batch_size)
     try:
-        with torch.no_grad():
-            for batch in pieces(as_source(data, place, batch_size), place, batch_size):
+        with torch.no_grad(), fast_products(_multiplications(model, source, batch_size)):
+            for batch in pieces(source, place, batch_size):
                 outputs = model(batch.input)
                 logits.append(outputs if output is None else outputs[output])
                 targets.append(batch.columns.get("target", torch.empty(0)))
     finally:
         model.train(training)
     return torch.cat(logits), torch.cat(targets)
+
+
+def _multiplications(model: nn.Module, source: Batch | DataLoader[Any], batch_size: int) -> int:
+    """Of the largest product of a batch with a matrix of weights; 0 where batches may have many shapes."""
+    rows = min(batch_size, len(source)) if isinstance(source, Batch) else 0
+    return rows * max((p.numel() for p in model.parameters() if p.ndim == 2), default=0)
 
 
 def _check(
