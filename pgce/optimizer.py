@@ -29,16 +29,13 @@ class _Plain(torch.optim.Optimizer):
 def _plain(algorithm: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """An algorithm of torch without those decorators; that of its step also turns gradients off."""
     step = torch.no_grad()(inspect.unwrap(algorithm.step))
-    return type(algorithm.__name__, (_Plain, algorithm), {"step": step})
+    return type(f"_{algorithm.__name__}", (_Plain, algorithm), {"step": step})
 
 
-_ALGORITHMS = {
-    "adam": _plain(torch.optim.Adam),
-    "adamw": _plain(torch.optim.AdamW),
-    "sgd": _plain(torch.optim.SGD),
-    "rmsprop": _plain(torch.optim.RMSprop),
-    "adadelta": _plain(torch.optim.Adadelta),
-}
+# By these names pickled estimators find them.
+_Adam, _AdamW = _plain(torch.optim.Adam), _plain(torch.optim.AdamW)
+_SGD, _RMSprop, _Adadelta = map(_plain, (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adadelta))
+_ALGORITHMS = {"adam": _Adam, "adamw": _AdamW, "sgd": _SGD, "rmsprop": _RMSprop, "adadelta": _Adadelta}
 _FUSED = {"adam", "adamw", "sgd"}  # one kernel for the whole update, on CPU as well
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -297,3 +299,16 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(path, value, m
     with pytest.raises(CheckpointError, match=message):
         optimizer.load_state_dict(change(optimizer.state_dict(), path, value))
     assert same(content(model, optimizer), before)
+
+
+def test_no_compiler_is_imported():
+    code = (
+        "import sys, torch, pgce; from pgce.optimizer import Optimizer\n"
+        "model = torch.nn.Linear(2, 1)\n"
+        "optimizer = Optimizer(model.parameters())\n"
+        "model(torch.ones(2)).sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "assert optimizer.steps == 1 and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
