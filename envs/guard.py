@@ -1,52 +1,35 @@
-"""Vector environments that refuse what a faulty one gives, and end or replace one that hangs or dies."""
+"""What a faulty environment gives is refused; one that fails is named, and may be replaced."""
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
-import math
-import multiprocessing
-import os
-import pickle
-import select
-import signal
-import sys
-import threading
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from multiprocessing.connection import wait
-from multiprocessing.util import Finalize
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import (
-    CloudpickleWrapper,
-    batch_space,
     concatenate,
     create_empty_array,
-    create_shared_memory,
     iterate,
-    read_from_shared_memory,
-    write_to_shared_memory,
 )
 from numpy.typing import NDArray
 
-__all__ = ["EnvironmentFault", "GuardedAsyncVectorEnv", "GuardedSyncVectorEnv", "action_fault", "step_fault"]
+from pgce.envs.state import _restore, get_state, set_state
+
+__all__ = ["EnvironmentFault", "GuardedSyncVectorEnv", "action_fault", "columns_of", "step_fault"]
 
 Make = Callable[[], gym.Env[Any, Any]]
+Column = tuple[list[int], NDArray[Any]]  # which environments, and what each has
 
 _LARGEST = float(np.finfo(np.float32).max)  # policies compute in float32
 _NUMBERS = {int, float, *(np.dtype(kind).type for kind in "bhilqBHILQefd")}
 _BOOLEANS = {bool, np.bool_}
-_CLOSING = 3.0  # seconds that workers have to close their environments
 
 
 class EnvironmentFault(RuntimeError):
@@ -146,8 +129,9 @@ def _observation_fault(space: Space[Any], value: Any, name: str) -> str | None:
 
 
 def _array_fault(space: Any, value: Any, name: str) -> str | None:
-    usual = type(value) is np.ndarray and value.dtype == np.float32 == space.dtype
-    if usual and value.shape == space.shape and np.isfinite(value).all():
+    usual = type(value) is np.ndarray and value.dtype == space.dtype and value.shape == space.shape
+    usual = usual and value.dtype.kind == "f" and value.ndim == 1 and value.size > 0
+    if usual and np.maximum.reduce(np.abs(value)) <= _LARGEST:
         return None
     scalar = space.shape == () and type(value) in _NUMBERS
     if not scalar and not isinstance(value, np.ndarray):
@@ -238,6 +222,37 @@ def action_fault(space: Space[Any], actions: Any, num_envs: int) -> str | None:
     return None if fine else f"they are in {space}: {array.tolist()}"
 
 
+def columns_of(told: Mapping[int, dict[str, Any]]) -> tuple[dict[str, Column], dict[int, dict[str, Any]]]:
+    """Infos of some environments by key: which have it, and what; and what cannot be put into arrays.
+
+    Args:
+        told: by environment.
+
+    Example:
+        >>> from pgce.envs.guard import columns_of
+        >>> columns_of({0: {"x": 1.0, "name": "a"}, 2: {"x": 3.0}})
+        ({'x': ([0, 2], array([1., 3.]))}, {0: {'name': 'a'}})
+    """
+    by_key: dict[str, tuple[list[int], list[Any]]] = {}
+    for i, info in told.items():
+        for key, value in info.items():
+            which, values = by_key.setdefault(key, ([], []))
+            which.append(i)
+            values.append(value)
+    columns: dict[str, Column] = {}
+    rest: dict[int, dict[str, Any]] = {}
+    for key, (which, values) in by_key.items():
+        kinds = {(type(v), v.shape, v.dtype) if isinstance(v, np.ndarray) else type(v) for v in values}
+        kind = kinds.pop()
+        array = key != "final_obs" and isinstance(values[0], np.ndarray) and not values[0].dtype.hasobject
+        if not kinds and (array or kind in (int, float, bool) or isinstance(values[0], np.number)):
+            columns[key] = which, np.array(values)
+        else:
+            for i, value in zip(which, values, strict=True):
+                rest.setdefault(i, {})[key] = value
+    return columns, rest
+
+
 class _Guarded(VectorEnv[Any, Any, Any]):
     """What both kinds share: where each environment is, how often one may be replaced."""
 
@@ -248,6 +263,7 @@ class _Guarded(VectorEnv[Any, Any, Any]):
         self._name, self._restarts_left, self._same = name, restarts, mode is AutoresetMode.SAME_STEP
         self._next = mode is AutoresetMode.NEXT_STEP
         self._fault: EnvironmentFault | None = None
+        self._observations: Any
         n = self.num_envs
         self._autoreset_envs = np.zeros(n, np.bool_)  # whose next step only resets them
         self._seeds: list[int | None] = [None] * n
@@ -325,21 +341,81 @@ class _Guarded(VectorEnv[Any, Any, Any]):
         fault.__cause__ = cause or (_Trace(trace) if trace else None)
         return fault
 
-    def _spend(self, fault: EnvironmentFault) -> int:
-        """Take one of the restarts, or raise the fault: the seed of the environment made anew."""
-        if not self._restarts_left:
-            self._fault = fault
-            raise fault
-        self._restarts_left -= 1
-        self.restarts += 1
-        warnings.warn(
-            f"{fault}: made anew, {self._restarts_left} restarts left", RuntimeWarning, stacklevel=2
-        )
+    def _spend(self, fault: EnvironmentFault, counts: bool = True) -> int:
+        """Take one of the restarts, if it counts, or raise the fault: the seed of the one made anew."""
+        if counts:
+            if not self._restarts_left:
+                self._fault = fault
+                raise fault
+            self._restarts_left -= 1
+            self.restarts += 1
+            warnings.warn(
+                f"{fault}: made anew, {self._restarts_left} restarts left", RuntimeWarning, stacklevel=2
+            )
         before = self._seeds[fault.index or 0]
         drawn = np.random.SeedSequence(before, spawn_key=(self.restarts,)).generate_state(1)
         return int(drawn[0])
 
-    def _lost(self, last: Any) -> tuple[Any, ...]:
+    def get_state(self) -> dict[str, Any]:
+        """What `pgce.envs.state` saves: alike in one process and in several, which may take each other's.
+
+        Raises:
+            ValueError: an environment holds what is no plain data.
+        """
+        return {
+            "environments": self._states(),
+            "observations": deepcopy(self._observations),
+            "ended": self._autoreset_envs.copy(),
+            "seeds": list(self._seeds),
+            "fresh": list(self._fresh.items()),
+            "episode": self._episode.copy(),
+            "length": self._length.copy(),
+            "restarts": [self.restarts, self._restarts_left],
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` told.
+
+        Raises:
+            ValueError: the state is of other environments.
+        """
+        if len(state["environments"]) != self.num_envs:
+            raise ValueError(
+                f"the state is of {len(state['environments'])} environments: there are {self.num_envs}"
+            )
+        self._set_states(state["environments"])
+        self._observations = _restore(self._observations, state["observations"], "observations")
+        self._autoreset_envs = np.array(state["ended"], np.bool_)
+        self._seeds, self._fresh = list(state["seeds"]), dict(state["fresh"])
+        self._episode, self._length = np.array(state["episode"]), np.array(state["length"])
+        self.restarts, self._restarts_left = state["restarts"]
+
+    def _states(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _set_states(self, states: list[Any]) -> None:
+        raise NotImplementedError
+
+    def _told_together(
+        self, told: Mapping[int, dict[str, Any]], *columns: dict[str, Column]
+    ) -> dict[str, Any]:
+        """The info of all environments as Gymnasium has it, from that of each, or from columns."""
+        if len(told) > 1:
+            column, told = columns_of(told)
+            columns = *columns, column
+        infos: dict[str, Any] = {}
+        for each in columns:
+            for key, (which, values) in each.items():
+                if key not in infos:
+                    infos[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
+                    infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
+                infos[key] = infos[key].astype(np.result_type(infos[key], values), copy=False)
+                infos[key][which], infos[f"_{key}"][which] = values, True
+        for i in sorted(told):
+            infos = self._add_info(infos, told[i], i)
+        return infos
+
+    def _cut(self, last: Any) -> tuple[Any, ...]:
         """The step of an environment that was replaced: it ends the episode where it was last seen."""
         return last, 0.0, False, True, {"env_restarted": True}
 
@@ -391,11 +467,10 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         """Begin new episodes, in all environments or those of `options["reset_mask"]`."""
         seeds, chosen, options = self._plan(seed, options)
         observations = self._last()
-        infos: dict[str, Any] = {}
+        told: dict[int, dict[str, Any]] = {}
         for i in chosen:
-            observations[i], info = self._reset(i, seeds[i], options)
-            infos = self._add_info(infos, info, i)
-        return self._batched(observations), infos
+            observations[i], told[i] = self._reset(i, seeds[i], options)
+        return self._batched(observations), self._told_together(told)
 
     def step(self, actions: Any) -> Any:
         """One step of each environment; of those to be reset, their reset."""
@@ -404,7 +479,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         rewards: list[Any] = []
         terminations: list[Any] = []
         truncations: list[Any] = []
-        infos: dict[str, Any] = {}
+        told: dict[int, dict[str, Any]] = {}
         same = self._same
         reward: Any
         turns = zip(
@@ -430,7 +505,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             terminations.append(terminated)
             truncations.append(truncated)
             if info:
-                infos = self._add_info(infos, info, i)
+                told[i] = info
         batch = self._sound(observations, rewards, terminations, truncations)
         if batch is None:  # look closer
             for i, step in enumerate(zip(observations, rewards, terminations, truncations, strict=True)):
@@ -442,12 +517,12 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                     if self._same:
                         info = self._final(observations[i], info)
                         observations[i], _ = self._reset(i)
-                    infos = self._add_info(infos, info, i)
+                    told[i] = {**told.get(i, {}), **info}
             batch = self._batched(observations)
         self._observations = batch
         ends = np.array([terminations, truncations], np.bool_)
         self._end_step(ends[0] | ends[1])
-        return batch, np.array(rewards, np.float64), ends[0], ends[1], infos
+        return batch, np.array(rewards, np.float64), ends[0], ends[1], self._told_together(told)
 
     def _sound(self, observations: list[Any], rewards: list[Any], *ends: list[Any]) -> Any:
         """The batch of observations if a quick look at all of them finds nothing wrong, else None."""
@@ -503,7 +578,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
     def _replaced(self, i: int, error: Exception) -> tuple[Any, ...]:
         last = self._last()[i]
         self._replace(i, error)
-        return self._lost(last)
+        return self._cut(last)
 
     def _replace(self, i: int, error: Exception) -> None:
         """Make an environment anew, or raise its fault."""
@@ -519,6 +594,13 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                 self._fresh[i] = seed
                 return
 
+    def _states(self) -> list[Any]:
+        return [get_state(env) for env in self.envs]
+
+    def _set_states(self, states: list[Any]) -> None:
+        for env, state in zip(self.envs, states, strict=True):
+            set_state(env, state)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments; that of one that failed may fail too."""
         for env in getattr(self, "envs", ()):
@@ -529,495 +611,8 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                     raise
 
 
-class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
-    """Environments in a process each, which are never waited for in vain and leave nothing behind.
-
-    A process that gives no answer in time is asked for its stack and killed; one that died is told at once.
-    The processes leave Ctrl-C to this one, and end with it however it ends.
-
-    Args:
-        env_fns: what makes each.
-        name: of the environment, for messages.
-        autoreset_mode: when one that ended is reset.
-        restarts: as `GuardedSyncVectorEnv` has it; a process that hung or died is replaced likewise.
-        step_timeout: seconds that reset, step and call may take; making environments may take 60 at least.
-            None waits for ever.
-        context: start method of the processes, as `multiprocessing` names it; None is its default.
-
-    Raises:
-        EnvironmentFault: by reset and step, and by every use after that; when made, for an environment that
-            cannot be made in its process.
-
-    Example:
-        >>> import gymnasium as gym
-        >>> from pgce.envs.guard import GuardedAsyncVectorEnv
-        >>> envs = GuardedAsyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2, "CartPole-v1", step_timeout=9)
-        >>> envs.reset(seed=1)[0].shape
-        (2, 4)
-        >>> envs.close()
-    """
-
-    def __init__(
-        self,
-        env_fns: Sequence[Make],
-        name: str,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-        restarts: int = 0,
-        step_timeout: float | None = 60.0,
-        context: str | None = None,
-    ) -> None:
-        self.env_fns, self.num_envs, self.step_timeout = env_fns, len(env_fns), step_timeout
-        self.autoreset_mode = autoreset_mode
-        one = env_fns[0]()
-        self.metadata = {**one.metadata, "autoreset_mode": autoreset_mode}
-        self.render_mode = one.render_mode
-        self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
-        one.close()
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._guard(name, restarts, autoreset_mode)
-        self._context = cast("Any", multiprocessing.get_context(context))
-        try:
-            self._buffer: Any = create_shared_memory(
-                self.single_observation_space, self.num_envs, self._context
-            )
-        except gym.error.CustomSpaceError as error:
-            raise ValueError(
-                f"{name}: observations of {self.single_observation_space} need sync: {error}"
-            ) from None
-        self.observations: Any = read_from_shared_memory(
-            self.single_observation_space, self._buffer, self.num_envs
-        )
-        n = self.num_envs
-        self.processes: list[Any] = [None] * n
-        self.parent_pipes: list[Any] = [None] * n
-        self._stacks: list[Any] = [None] * n
-        self._dead = set(range(n))
-        # Before multiprocessing, at the end of the program, waits for them.
-        Finalize(self, _kill, (self.processes,), exitpriority=10)
-        self._poller = select.poll() if hasattr(select, "poll") else None
-        self._pollers: dict[int, Any] = {}
-        self._owner: dict[int, tuple[int, bool]] = {}  # of a file descriptor; whether it is a pipe's
-        self._state = AsyncState.DEFAULT
-        try:
-            for i in range(n):
-                self._start(i)
-                self._send(i, "make", None)
-            for i, (fine, told) in self._answers(range(n), self._making_time).items():
-                if not fine:
-                    self._made_anew(i, self._failure(i, *told))
-                else:
-                    self._same_spaces(i, told)
-        except BaseException:
-            self.close(terminate=True)
-            raise
-
-    @property
-    def _making_time(self) -> float | None:
-        return None if self.step_timeout is None else max(60.0, self.step_timeout)
-
-    def _same_spaces(self, i: int, spaces: tuple[Space[Any], Space[Any]]) -> None:
-        ours = self.single_observation_space, self.single_action_space
-        if spaces != ours:
-            raise RuntimeError(
-                f"environments of {self._name} have the same spaces: {i} has {spaces}, 0 has {ours}"
-            )
-
-    def _start(self, i: int) -> None:
-        """Start the process of environment i."""
-        ours, theirs = self._context.Pipe()
-        stack, dumped = self._context.Pipe(duplex=False)
-        # The kernel's signal at a parent's death comes with the end of the thread that made the process.
-        by_main = threading.current_thread() is threading.main_thread()
-        process = self._context.Process(
-            target=_work,
-            name=f"Worker<{self._name}>-{i}",
-            args=(i, CloudpickleWrapper(self.env_fns[i]), theirs, dumped, self._buffer, self._same, by_main),
-            daemon=True,
-        )
-        process.start()
-        theirs.close()
-        dumped.close()
-        self.processes[i], self.parent_pipes[i], self._stacks[i] = process, ours, stack
-        self._dead.discard(i)
-        if self._poller is not None:
-            self._pollers[i] = select.poll()
-            self._pollers[i].register(ours.fileno(), select.POLLIN)
-            for fd, is_pipe in ((ours.fileno(), True), (process.sentinel, False)):
-                self._owner[fd] = i, is_pipe
-                self._poller.register(fd, select.POLLIN)
-
-    def _send(self, i: int, command: str, data: Any) -> None:
-        if i not in self._dead:
-            with suppress(OSError):  # of a process that died, which `_answers` tells
-                self.parent_pipes[i].send((command, data))
-
-    def _prompt(self, waiting: set[int]) -> dict[int, tuple[bool, Any]]:
-        """What processes answer soon, asked one after the other: most do, and each wake-up less counts."""
-        answers: dict[int, tuple[bool, Any]] = {}
-        for i in sorted(waiting):
-            if not self._pollers[i].poll(50):
-                break
-            try:
-                answers[i] = self.parent_pipes[i].recv()
-            except (EOFError, OSError):
-                break
-        return answers
-
-    def _ready(self, seconds: float) -> tuple[set[int], set[int]]:
-        """The environments whose process has something to read, and those whose process died."""
-        if self._poller is not None:
-            things = [self._owner[fd] for fd, _ in self._poller.poll(1000 * seconds)]
-        else:
-            alive = [i for i in range(self.num_envs) if i not in self._dead]
-            owner: dict[Any, Any] = {self.parent_pipes[i]: (i, True) for i in alive}
-            owner |= {self.processes[i].sentinel: (i, False) for i in alive}
-            things = [owner[thing] for thing in wait(list(owner), seconds)]
-        return {i for i, is_pipe in things if is_pipe}, {i for i, is_pipe in things if not is_pipe}
-
-    def _answers(self, asked: Iterable[int], limit: float | None) -> dict[int, tuple[bool, Any]]:
-        """What each process answers: true and what it was asked for, or false and what went wrong."""
-        waiting = set(asked)
-        answers: dict[int, tuple[bool, Any]] = {i: (False, self._death(i)) for i in waiting & self._dead}
-        waiting -= self._dead
-        if self._poller is not None:
-            answers |= self._prompt(waiting)
-            waiting -= set(answers)
-        left = math.inf if limit is None else limit
-        while waiting and (self._restarts_left or all(fine for fine, _ in answers.values())):
-            begun = time.monotonic()
-            readable, died = self._ready(min(left, 1.0))
-            for i in readable | died:
-                answer: tuple[bool, Any] | None = None
-                if i in readable:  # what it said before it died counts
-                    with suppress(EOFError, OSError):
-                        answer = self.parent_pipes[i].recv()
-                if answer is None:
-                    answer = False, self._death(i)
-                if i in waiting:
-                    answers[i] = answer
-                    waiting.discard(i)
-            left -= min(time.monotonic() - begun, 1.0)  # less than the clock tells, had this process slept
-            if left <= 0:
-                answers |= {i: (False, self._hung(i, limit)) for i in waiting}
-                break
-        return dict(sorted(answers.items()))
-
-    def _death(self, i: int) -> tuple[str, str]:
-        process = self.processes[i]
-        process.join(1)
-        self._bury(i)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"died: its process was killed by signal {-code} ({signal.Signals(-code).name})", ""
-        return f"died: its process ended with exit code {code}", ""
-
-    def _hung(self, i: int, limit: float | None) -> tuple[str, str]:
-        """Ask a process that hangs where it is, and end it."""
-        trace = ""
-        if hasattr(signal, "SIGUSR1"):
-            with suppress(OSError):
-                os.kill(self.processes[i].pid, signal.SIGUSR1)
-                patience = 1.0
-                while self._stacks[i].poll(patience):
-                    part = os.read(self._stacks[i].fileno(), 65536)
-                    if not part:
-                        break
-                    trace, patience = trace + part.decode(errors="replace"), 0.1
-        self._bury(i)
-        lines = [line.strip() for line in trace.splitlines() if line.startswith("  File ")]
-        where = f", in {lines[0]}" if lines else ""
-        return f"hangs: no answer in {limit:g} s (step_timeout){where}", trace
-
-    def _bury(self, i: int) -> None:
-        """End the process of environment i, and what leads to it."""
-        process = self.processes[i]
-        if i in self._dead or process is None:
-            return
-        self._dead.add(i)
-        if self._poller is not None:
-            for fd in (self.parent_pipes[i].fileno(), process.sentinel):
-                self._poller.unregister(fd)
-                del self._owner[fd]
-        process.kill()
-        process.join(1)
-        self.parent_pipes[i].close()
-        self._stacks[i].close()
-
-    def _made_anew(self, i: int, fault: EnvironmentFault) -> int:
-        """Replace environment i, or raise its fault: the seed it is to begin with."""
-        while True:
-            seed = self._spend(fault)
-            if i in self._dead:
-                self._start(i)
-            self._send(i, "make", None)
-            fine, told = self._answers([i], self._making_time)[i]
-            if fine:
-                self._same_spaces(i, told)
-                return seed
-            fault = self._failure(i, *told)
-
-    def _first(self, i: int, fine: bool, told: Any) -> dict[str, Any]:
-        """The info of a reset that environment i answered; if it failed, of one made anew."""
-        while not fine:
-            seed = self._made_anew(i, self._failure(i, *told))
-            self._send(i, "reset", (seed, None))
-            fine, told = self._answers([i], self.step_timeout)[i]
-        info: dict[str, Any] = told
-        return info
-
-    def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
-        """Tell all environments, or those of `options["reset_mask"]`, to reset."""
-        self._assert_is_running()
-        self._idle()
-        seeds, self._asked, options = self._plan(seed, options)
-        for i in self._asked:
-            self._send(i, "reset", (self._seed_of(i, seeds[i]), options))
-        self._state = AsyncState.WAITING_RESET
-
-    def _seed_of(self, i: int, seed: int | None) -> int | None:
-        """That of an environment made anew is its own."""
-        fresh = self._fresh.pop(i, None)
-        return fresh if seed is None else seed
-
-    def _idle(self) -> None:
-        self._usable()
-        if self._state != AsyncState.DEFAULT:
-            raise gym.error.AlreadyPendingCallError(
-                f"{self._state.value} is still to be waited for", self._state.value
-            )
-
-    def _pending(self, state: AsyncState, timeout: float | None) -> float | None:
-        self._assert_is_running()
-        self._usable()
-        if self._state != state:
-            raise gym.error.NoAsyncCallError(f"{state.value} was not asked for", state.value)
-        return self.step_timeout if timeout is None else timeout
-
-    def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
-        """The first observations, and the info."""
-        limit = self._pending(AsyncState.WAITING_RESET, timeout)
-        infos: dict[str, Any] = {}
-        for i, answer in self._answers(self._asked, limit).items():
-            infos = self._add_info(infos, self._first(i, *answer), i)
-        self._state = AsyncState.DEFAULT
-        return deepcopy(self.observations), infos
-
-    def step_async(self, actions: Any) -> None:
-        """Tell each environment to step, or to reset where its episode has ended."""
-        self._assert_is_running()
-        self._idle()
-        self._begin_step(actions)
-        turns = zip(iterate(self.action_space, actions), self._autoreset_envs.tolist(), strict=True)
-        for i, (action, again) in enumerate(turns):
-            if again:
-                self._send(i, "reset", (self._seed_of(i, None), None))
-            else:
-                self._send(i, "step", action)
-        self._state = AsyncState.WAITING_STEP
-
-    def step_wait(self, timeout: float | None = None) -> Any:
-        """What the steps gave."""
-        limit = self._pending(AsyncState.WAITING_STEP, timeout)
-        n = self.num_envs
-        rewards, terminated, truncated = np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        infos: dict[str, Any] = {}
-        for i, (fine, told) in self._answers(range(n), limit).items():
-            if self._autoreset_envs[i]:
-                info = self._first(i, fine, told)
-            else:
-                rewards[i], terminated[i], truncated[i], info = told if fine else self._replaced(i, told)
-            infos = self._add_info(infos, info, i)
-        self._end_step(terminated | truncated)
-        self._state = AsyncState.DEFAULT
-        return deepcopy(self.observations), rewards, terminated, truncated, infos
-
-    def _replaced(self, i: int, told: tuple[str, str]) -> tuple[Any, ...]:
-        """The step of an environment that was replaced. What was last seen is still in the shared memory."""
-        last = deepcopy(list(iterate(self.observation_space, self.observations))[i])
-        self._fresh[i] = self._made_anew(i, self._failure(i, *told))
-        _, *outcome, info = self._lost(last)
-        if self._same:
-            info = self._final(last, info)
-            self._send(i, "reset", (self._seed_of(i, None), None))
-            info |= self._first(i, *self._answers([i], self.step_timeout)[i])
-        return *outcome, info
-
-    def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:
-        """Call a method of each environment, or get an attribute."""
-        self._assert_is_running()
-        self._idle()
-        for i in range(self.num_envs):
-            self._send(i, "call", (name, args, kwargs))
-        self._state = AsyncState.WAITING_CALL
-
-    def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
-        """What the calls return. An error of one is raised as it is; the environments stay in use."""
-        results = self._results(self._pending(AsyncState.WAITING_CALL, timeout))
-        self._state = AsyncState.DEFAULT
-        return results
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of each environment, to a value of its own where a list or tuple is given."""
-        self._assert_is_running()
-        self._idle()
-        each = values if isinstance(values, (list, tuple)) else [values] * self.num_envs
-        if len(each) != self.num_envs:
-            raise ValueError(
-                f"there is a value for each of {self.num_envs} environments: {len(each)} are given"
-            )
-        for i, value in enumerate(each):
-            self._send(i, "set", (name, value))
-        self._results(self.step_timeout)
-
-    def _results(self, limit: float | None) -> tuple[Any, ...]:
-        restarts, self._restarts_left = self._restarts_left, 0  # a call is no step to be made up for
-        answers = self._answers(range(self.num_envs), limit)
-        self._restarts_left = restarts
-        for i, (fine, told) in answers.items():
-            if not fine:
-                self._fault = self._failure(i, *told)
-                raise self._fault
-            if isinstance(told, _Failed):
-                self._state = AsyncState.DEFAULT
-                raise told.error from _Trace(told.trace)
-        return tuple(told for _, told in answers.values())
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """End the processes, in 5 seconds at most, and by force those that don't end by themselves."""
-        alive = [i for i in range(self.num_envs) if i not in self._dead]
-        patience = time.monotonic() + (_CLOSING if timeout is None else min(timeout, _CLOSING))
-        if terminate or (self._state != AsyncState.DEFAULT and self._fault is None):
-            patience = 0.0
-        for i in alive:
-            if patience:
-                self._send(i, "close", None)
-            else:
-                self.processes[i].kill()
-        for i in alive:
-            self.processes[i].join(max(patience - time.monotonic(), 0.2 / len(alive)))
-        for i in alive:
-            self._bury(i)
-
-
-def _kill(processes: list[Any]) -> None:
-    for process in processes:
-        if process is not None:
-            with suppress(ValueError):  # it was closed
-                process.kill()
-
-
-class _Failed:
-    """A call that an environment answered with an error."""
-
-    def __init__(self, error: Exception, trace: str) -> None:
-        self.error, self.trace = error, trace
-
-
 def _told(error: Exception) -> tuple[str, str]:
     """What went wrong, in words, and the traceback."""
     if isinstance(error, _Unsound):
         return f"gave {error}", ""
     return f"raised {type(error).__name__}: {error}", "".join(traceback.format_exception(error))
-
-
-def _work(
-    index: int, make: Make, pipe: Any, dumped: Any, buffer: Any, same_step: bool, by_main: bool
-) -> None:
-    """One environment in a process of its own."""
-    _end_with_parent(by_main)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal
-    # So may SIGTERM, and the one who trains has a last step to finish. Unlike an ignored signal, a handler
-    # is not inherited by programs that the environment starts, and that it may want to terminate.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, file=dumped.fileno(), all_threads=True)
-    env: Any = None
-    space: Any = None
-
-    def reset(seed: int | None = None, options: Any = None) -> dict[str, Any]:
-        observation, info = env.reset(seed=seed, options=options)
-        look(observation)
-        write_to_shared_memory(space, index, observation, buffer)
-        told: dict[str, Any] = info
-        return told
-
-    def look(*step: Any) -> None:
-        problem = step_fault(space, *step)
-        if problem is not None:
-            raise _Unsound(problem)
-
-    def answer(command: str, data: Any) -> Any:
-        nonlocal env, space
-        if command == "step":
-            observation, *outcome, info = env.step(data)
-            look(observation, *outcome)
-            if same_step and (outcome[1] or outcome[2]):
-                info = {"final_info": info, "final_obs": observation, **reset()}
-            else:
-                write_to_shared_memory(space, index, observation, buffer)
-            return *outcome, info
-        if command == "reset":
-            return reset(*data)
-        if command == "make":
-            if env is not None:
-                with suppress(Exception):
-                    env.close()
-            env = make()
-            space = env.observation_space
-            return space, env.action_space
-        name, *rest = data
-        try:
-            if command == "set":
-                return env.set_wrapper_attr(name, *rest)
-            found = env.get_wrapper_attr(name)
-            return found(*rest[0], **rest[1]) if callable(found) else found
-        except Exception as error:
-            return _Failed(_sendable(error), traceback.format_exc())
-
-    try:
-        while True:
-            command, data = pipe.recv()
-            if command == "close":
-                break
-            try:
-                reply = True, answer(command, data)
-            except Exception as error:
-                reply = False, _told(error)
-            try:
-                pipe.send(reply)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:
-                pipe.send((False, _told(error)))
-    except (EOFError, OSError):  # nobody listens
-        pass
-    finally:
-        if env is not None:
-            env.close()
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error, or one that tells the same where it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def _end_with_parent(by_main: bool) -> None:
-    """Let this process end when the one that started it does, however that ends."""
-    parent = os.getppid()
-    if sys.platform == "linux" and by_main:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    known = multiprocessing.parent_process()
-    forked = multiprocessing.get_start_method(allow_none=True) != "forkserver"
-    if forked and known is not None and os.getppid() != known.pid:  # it ended before
-        os._exit(1)
-    if not (sys.platform == "linux" and by_main):
-        threading.Thread(target=watch, daemon=True).start()

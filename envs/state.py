@@ -27,8 +27,8 @@ _CONSTANT = (gym.Space, EnvSpec, Enum, type, np.dtype)
 _NUMBERS = (type(None), bool, int, float, str, np.generic)
 
 
-def get_state(envs: Envs) -> dict[str, Any]:
-    """All that a vector environment and its sub-environments are, as nested plain data and arrays.
+def get_state(envs: Envs | gym.Env[Any, Any]) -> dict[str, Any]:
+    """All that a vector environment and its sub-environments are, or a single one, as nested plain data.
 
     Raises:
         ValueError: it holds something that is no plain data, by its name; or runs in other processes.
@@ -42,14 +42,14 @@ def get_state(envs: Envs) -> dict[str, Any]:
         >>> bool((envs.step(np.array([0, 1]))[0] == others.step(np.array([0, 1]))[0]).all())
         True
     """
-    if isinstance(envs, AsyncVectorEnv):
+    if isinstance(envs, AsyncVectorEnv) and not hasattr(envs, "get_state"):
         raise ValueError(f"environments in other processes cannot be saved: {envs}")
     state: dict[str, Any] = _saved(envs, type(envs.unwrapped).__name__)
     return state
 
 
-def set_state(envs: Envs, state: Mapping[str, Any]) -> None:
-    """Make a vector environment, made and reset as the other was, what `get_state` told.
+def set_state(envs: Envs | gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
+    """Make an environment, made and reset as the other was, what `get_state` told.
 
     Raises:
         ValueError: the state is of another kind of environment.
@@ -85,15 +85,15 @@ def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
         others.reset(seed=2)
         try:
             for action in drawn[:steps]:
-                _step(envs, action)
+                one_step(envs, action)
             set_state(others, copy.deepcopy(get_state(envs)))
-            same = all(_equal(_step(envs, action), _step(others, action)) for action in drawn[steps:])
+            same = all(_equal(one_step(envs, action), one_step(others, action)) for action in drawn[steps:])
         except ValueError:
             return "reseeded"
     return "exact" if same else "reseeded"
 
 
-def _step(envs: Envs, action: Any) -> Any:
+def one_step(envs: Envs, action: Any) -> Any:
     """What a step gives, and with DISABLED autoreset what the reset after it gives."""
     results = envs.step(action)
     done = results[2] | results[3]

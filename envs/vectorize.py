@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 import warnings
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, get_args
@@ -15,11 +18,16 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pgce.envs.guard import GuardedAsyncVectorEnv, GuardedSyncVectorEnv
+from pgce.envs.guard import GuardedSyncVectorEnv, Make
+from pgce.envs.state import one_step
+from pgce.envs.workers import GuardedAsyncVectorEnv, cores
 
 __all__ = ["EnvPoolVectorEnv", "Vectorization", "make", "reset", "spawn_seeds"]
 
 Vectorization = Literal["auto", "vector_entry_point", "sync", "async", "envpool"]
+
+_LATENCY = 250e-6  # seconds that processes must save a step before they are tried
+_GAIN = 0.9
 
 # By entry point, not by id: an id may be registered anew, with another environment behind it.
 _VECTOR_VERSIONS = {
@@ -49,6 +57,7 @@ def make(
     allow_import: bool = False,
     step_timeout: float | None = 60.0,
     env_restarts: int = 0,
+    env_workers: int | None = None,
     **kwargs: Any,
 ) -> VectorEnv[Any, Any, Any]:
     """A vector environment of `num_envs` copies of a registered environment.
@@ -57,16 +66,18 @@ def make(
         env_id: as registered with Gymnasium.
         num_envs: N >= 1.
         vectorization: "vector_entry_point" is the environment's own vector version, or that of `pgce.envs`
-            for Gymnasium's classic control and toy text; "sync" steps one after the other; "async" steps each
-            in a process of its own; "envpool" is EnvPool's version, in C++ threads, whose ids need not be
-            Gymnasium's; "auto" takes the vector version where there is one that can reset as
-            asked and knows the arguments, else "sync".
+            for Gymnasium's classic control and toy text; "sync" steps one after the other; "async" shares
+            them out to processes that step at the same time; "envpool" is EnvPool's version, in C++ threads,
+            whose ids need not be Gymnasium's; "auto" takes the vector version where there is one that can
+            reset as asked and knows the arguments, else whichever of "sync" and "async" copies of the
+            environments are seen to step faster by, in half a second at most.
         autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
             value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
         allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
         step_timeout: seconds that a step or reset may take by "async"; None is no limit.
         env_restarts: how many environments that fail by "sync" and "async" are made anew, all together;
             0 raises the first fault.
+        env_workers: processes by "async"; None is one a core. As many as environments gives each its own.
         kwargs: for the environment.
 
     Returns:
@@ -95,6 +106,8 @@ def make(
         raise ValueError(f"step_timeout is above 0, in seconds, or None: it is {step_timeout}")
     if isinstance(env_restarts, bool) or not isinstance(env_restarts, int) or env_restarts < 0:
         raise ValueError(f"env_restarts is a whole number, at least 0: it is {env_restarts!r}")
+    if env_workers is not None and (type(env_workers) is not int or env_workers < 1):
+        raise ValueError(f"env_workers is a whole number, at least 1, or None: it is {env_workers!r}")
     if vectorization not in get_args(Vectorization):
         raise ValueError(
             f"vectorization is one of {', '.join(get_args(Vectorization))}: it is {vectorization!r}"
@@ -113,7 +126,9 @@ def make(
         if vectorization == "envpool":
             envs: VectorEnv[Any, Any, Any] = EnvPoolVectorEnv(name, num_envs, **kwargs)
         else:
-            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, step_timeout, env_restarts)
+            guard = {"restarts": env_restarts}
+            apart = {"step_timeout": step_timeout, "workers": env_workers}
+            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, guard, apart)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
     made = envs.metadata.get("autoreset_mode")
@@ -200,8 +215,8 @@ def _make(
     vectorization: Vectorization,
     autoreset_mode: AutoresetMode | None,
     kwargs: dict[str, Any],
-    step_timeout: float | None,
-    env_restarts: int,
+    guard: dict[str, Any],
+    apart: dict[str, Any],
 ) -> VectorEnv[Any, Any, Any]:
     missing = f"{spec.id} has no vector version of its own"
     if spec.vector_entry_point is None and vectorization in ("auto", "vector_entry_point"):
@@ -225,26 +240,53 @@ def _make(
             raise ValueError(
                 f"{spec.id}'s own vector version resets by {_mode(creator)}: {autoreset_mode} was asked for"
             )
-    mode = "async" if vectorization == "async" else "sync"
     if spec.entry_point is None:
         raise ValueError(
-            f"{spec.id} has only a vector version of its own, no single one to vectorise by {mode}: "
+            f"{spec.id} has only a vector version of its own, no single one to vectorise by sync or async: "
             f"vectorization is {vectorization}, autoreset_mode {autoreset_mode}"
         )
     singles = [partial(gym.make, spec, **kwargs)] * num_envs
-    guard: dict[str, Any] = {
-        "autoreset_mode": autoreset_mode or AutoresetMode.NEXT_STEP,
-        "restarts": env_restarts,
-    }
+    guard |= {"autoreset_mode": autoreset_mode or AutoresetMode.NEXT_STEP}
+    mode = "async" if vectorization == "async" else "sync"
+    if vectorization == "auto" and num_envs > 1 and cores() > 1:
+        mode = _faster(singles, spec.id, guard["autoreset_mode"], apart["workers"])
     envs: VectorEnv[Any, Any, Any]
     if mode == "async":
-        envs = GuardedAsyncVectorEnv(singles, spec.id, step_timeout=step_timeout, **guard)
+        envs = GuardedAsyncVectorEnv(singles, spec.id, **guard, **apart)
     else:
         envs = GuardedSyncVectorEnv(singles, spec.id, **guard)
     envs.spec = copy.deepcopy(spec)  # by which gymnasium.make_vec makes the like
     more = {"num_envs": num_envs, "vectorization_mode": mode, **({"vector_kwargs": chosen} if chosen else {})}
     envs.spec.kwargs = {**spec.kwargs, **kwargs, **more}
     return envs
+
+
+def _faster(singles: Sequence[Make], name: str, mode: AutoresetMode, workers: int | None) -> str:
+    """Whether copies of the environments step faster by sync or by async, of which the messages take time."""
+    number, few = len(singles), min(len(singles), 4)
+    try:
+        with closing(GuardedSyncVectorEnv(singles[:few], name, mode)) as some:
+            together = _seconds(some, 0.05) * number / few
+        if together * (1 - 1 / min(number, workers or cores())) < _LATENCY:
+            return "sync"
+        patience = max(1.0, 20 * together)
+        with closing(GuardedAsyncVectorEnv(singles, name, mode, 0, patience, workers)) as apart:
+            return "async" if _seconds(apart, 0.2) < _GAIN * together else "sync"
+    except Exception:  # which training will meet and tell, if it is the environment's
+        return "sync"
+
+
+def _seconds(envs: VectorEnv[Any, Any, Any], limit: float) -> float:
+    """Of a step with random actions."""
+    envs.action_space.seed(0)
+    actions = [envs.action_space.sample() for _ in range(8)]
+    envs.reset(seed=0)
+    one_step(envs, actions[0])
+    steps, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < limit:
+        one_step(envs, actions[steps % len(actions)])
+        steps += 1
+    return (time.perf_counter() - begun) / steps
 
 
 def _with_vector_version(

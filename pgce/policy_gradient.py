@@ -88,11 +88,14 @@ class Agent(Learner):
     num_steps: int = 128
     """Steps in each environment a rollout (T)."""
     vectorization: Vectorization = "auto"
-    """How environments are stepped together; auto takes a native vector environment where there is one."""
+    """How environments are stepped together; auto takes a native vector environment where there is one, else
+    the faster of sync and async."""
     step_timeout: float | None = 60.0
     """Seconds that environments in other processes have for a step; None is for ever."""
     env_restarts: int = 0
     """How often an environment that fails is made anew, its episode cut, before the run ends."""
+    env_workers: int | None = None
+    """Processes by async, which share the environments out; one a core if not given."""
     allow_import: bool = False
     """Permit ids of the form module:Env-v0, whose module is imported and so run."""
     gamma: float = 0.99
@@ -426,7 +429,7 @@ def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run
 
 def _options(agent: Agent) -> dict[str, Any]:
     """How an agent's environments are made."""
-    names = "vectorization", "allow_import", "step_timeout", "env_restarts"
+    names = "vectorization", "allow_import", "step_timeout", "env_restarts", "env_workers"
     return {name: getattr(agent, name) for name in names}
 
 
@@ -554,8 +557,10 @@ class _Training:
     @cached_property
     def level(self) -> str:
         """How exactly the environments can be resumed."""
-        agent = self.agent
-        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **_options(agent)))
+        agent, options = self.agent, _options(self.agent)
+        if isinstance(self.collector.envs, AsyncVectorEnv):
+            options["vectorization"] = "sync"  # whose states are the same
+        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on as if it had not been stopped: plain data and tensors."""

@@ -21,10 +21,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from pgce.envs import make, reset, spawn_seeds
 from pgce.envs.guard import EnvironmentFault, action_fault, step_fault
+from pgce.envs.state import get_state, one_step, set_state
 
 SEED = 7
 SEEDS = spawn_seeds(SEED, 3)
-ID = "pgce-test/Faulty-v0"
+ID = "pgce-test/Faulty-v0"  # as `faulty` registers it
 KINDS = ["sync", "async"]
 
 # What an environment gives, where, and how that is told.
@@ -95,10 +96,11 @@ class Faulty(gym.Env):
         return tuple(outcome)
 
 
-def faulty(kind, what, journal=os.devnull, at=5, **options):
-    if ID not in gym.registry:
-        gym.registry[ID] = EnvSpec(ID, entry_point=Faulty, disable_env_checker=True)
-    envs = make(ID, 3, vectorization=kind, what=what, at=at, journal=str(journal), **options)
+def faulty(kind, what, journal=os.devnull, at=5, entry_point=Faulty, **options):
+    name = f"pgce-test/{entry_point.__name__}-v0"
+    gym.registry[name] = EnvSpec(name, entry_point=entry_point, disable_env_checker=True)
+    options = {"env_workers": 3, **options}
+    envs = make(name, 3, vectorization=kind, what=what, at=at, journal=str(journal), **options)
     assert reset(envs, SEED)[0].shape == (3, 4)
     return envs
 
@@ -275,6 +277,7 @@ def test_doubles_are_to_be_finite_in_float32_and_no_lists(monkeypatch):
     monkeypatch.setattr(Faulty, "observation_space", spaces.Box(-np.inf, np.inf, (4,), np.float64))
     monkeypatch.setattr(Faulty, "see", lambda self: np.full(4, self.time, np.float64))
     for what in ("list", "float64", "nan"):
+        faulty("sync", what)
         envs = make(ID, 1, vectorization="sync", what=what)
         envs.reset(seed=[SEEDS[1]])
         for _ in range(4):
@@ -436,16 +439,22 @@ def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     closed_quickly(envs)
 
 
-def fault_of_a_process(what, told, limit, restarts=0):
+def fault_of_a_process(what, told, limit, restarts=0, workers=3):
     """In a process of its own: the fault within the limit, no further use, nothing left."""
-    envs = faulty("async", what, step_timeout=1.0, env_restarts=restarts)
+    envs = faulty("async", what, step_timeout=1.0, env_restarts=restarts, env_workers=workers)
+    assert len(envs.processes) == workers
+    lost = {3: [1], 2: [1, 2], 1: [0, 1, 2]}[workers]  # with the second, by whom they share a process
     begun = time.monotonic()
     if restarts:
         steps = [envs.step(np.zeros(3, int)) for _ in range(12)]
         assert envs.restarts == 1
-        assert [step[3].tolist() for step in steps].index([False, True, False]) == 4
-        assert steps[4][0][:, 0].tolist() == [5, 4, 5]
-        assert [step[0][1, 0] for step in steps[5:]] == [0, 1, 2, 3, 4, 5, 6]
+        assert [step[3].any() for step in steps].index(True) == 4
+        assert steps[4][3].nonzero()[0].tolist() == lost
+        assert steps[4][4]["env_restarted"].nonzero()[0].tolist() == lost
+        assert steps[4][1].tolist() == [float(i not in lost) for i in range(3)]
+        assert steps[4][0][1:, 0].tolist() == [4, 4 if 2 in lost else 5], "where they were last seen"
+        for i in lost:
+            assert [step[0][i, 0] for step in steps[5:]] == [0, 1, 2, 3, 4, 5, 6]
     else:
         steps, fault = until_fault(envs)
         assert (steps, fault.index, fault.step) == (4, 1, 5), str(fault)
@@ -470,8 +479,128 @@ def fault_of_a_process(what, told, limit, restarts=0):
     ],
 )
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, restarts):
-    alone(fault_of_a_process, what, told, limit, restarts)
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, restarts, workers):
+    alone(fault_of_a_process, what, told, limit, restarts, workers)
+
+
+class Slow(Faulty):
+    """Every step takes a while."""
+
+    def step(self, action):
+        time.sleep(0.3)
+        return super().step(action)
+
+
+def waits_for_each():
+    envs = faulty("async", "", step_timeout=0.6, env_workers=1, entry_point=Slow)
+    assert (envs.step(np.zeros(3, int))[0] == 1).all(), "0.9 s in one process, 0.3 s each"
+    closed_quickly(envs)
+
+
+def test_the_limit_is_that_of_one_environment(alone):
+    alone(waits_for_each)
+
+
+def dies_between_steps():
+    envs = faulty("async", "", env_restarts=1, env_workers=2)
+    envs.step(np.zeros(3, int))
+    os.kill(envs.processes[1].pid, signal.SIGKILL)
+    with pytest.warns(RuntimeWarning, match=r"environment 1 of .* died: its process was killed"):
+        _, reward, _, truncated, info = envs.step(np.zeros(3, int))
+    assert reward.tolist() == [1, 0, 0]
+    assert truncated.tolist() == info["env_restarted"].tolist() == [False, True, True]
+    assert envs.step(np.zeros(3, int))[0][:, 0].tolist() == [3, 0, 0]
+    os.kill(envs.processes[0].pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match=r"environment 0 of .* died"):
+        envs.step(np.zeros(3, int))
+    closed_quickly(envs)
+
+
+def test_a_process_that_dies_between_steps_is_replaced_once(alone):
+    alone(dies_between_steps)
+
+
+class Informed(Faulty):
+    """Tells much, each time something else."""
+
+    def step(self, action):
+        observation, *outcome, _ = super().step(action)
+        infos = [
+            {"x": 1.5, "n": self.time, "name": "a", "array": np.arange(3), "in": {"y": True}},
+            {"x": np.float64(self.time), "array": np.arange(3) + self.time, "yes": np.bool_(True)},
+            {},
+            {"x": 2.5, "n": 7, "name": None, "in": {"y": False, "z": 1.0}},
+        ]
+        return observation, *outcome, infos[(self.time + int(self.bad)) % 4]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_infos_are_told_as_by_gymnasium(workers):
+    envs = faulty("async", "", env_workers=workers, entry_point=Informed)
+    own, theirs = faulty("sync", "", entry_point=Informed), SyncVectorEnv([Informed] * 3)
+    theirs.reset(seed=SEEDS)
+    for _ in range(20):
+        expected = theirs.step(np.zeros(3, int))[-1]
+        for each in (envs, own):
+            infos = each.step(np.zeros(3, int))[-1]
+            assert infos.keys() == expected.keys()
+            for key, value in expected.items():
+                assert repr(infos[key]) == repr(value), key
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_states_are_the_same_in_one_process_and_in_several(mode):
+    made = {"autoreset_mode": mode, "max_episode_steps": 30}
+    one, other, late = (make("CartPole-v1", 3, vectorization=k, **made) for k in ("sync", "async", "async"))
+    actions = np.random.default_rng(0).integers(0, 2, (60, 3))
+    for envs in (one, other):
+        reset(envs, 1)
+        for action in actions[:20]:
+            one_step(envs, action)
+    reset(late, 2)
+    set_state(late, get_state(one))
+    set_state(one, get_state(other))
+    for action in actions[20:]:
+        expected = repr(one_step(other, action))
+        assert repr(one_step(one, action)) == repr(one_step(late, action)) == expected
+    with pytest.raises(ValueError, match="the state is of 3 environments: there are 2"):
+        set_state(make("CartPole-v1", 2, vectorization="sync"), get_state(one))
+    other.close()
+    closed_quickly(late)
+
+
+class Opaque(Faulty):
+    """Holds what is no plain data."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.engine = object()
+
+
+def test_what_is_no_plain_data_cannot_be_saved_from_processes():
+    envs = faulty("async", "", entry_point=Opaque)
+    with pytest.raises(ValueError, match=r"only plain data can be saved: .*engine is object"):
+        get_state(envs)
+    assert envs.step(np.zeros(3, int))[0][0, 0] == 1, "still in use"
+    closed_quickly(envs)
+
+
+@pytest.mark.parametrize(("entry_point", "kind"), [(Slow, AsyncVectorEnv), (Faulty, SyncVectorEnv)])
+def test_auto_takes_what_is_faster(entry_point, kind, monkeypatch):
+    monkeypatch.setattr("pgce.envs.workers.cores", lambda: 3)
+    monkeypatch.setattr("pgce.envs.vectorize.cores", lambda: 3)
+    monkeypatch.setattr(Slow, "step", lambda self, action: (time.sleep(0.01), Faulty.step(self, action))[1])
+    envs = faulty("auto", "", entry_point=entry_point)
+    assert isinstance(envs, kind)
+    assert envs.spec.kwargs["vectorization_mode"] == ("async" if kind is AsyncVectorEnv else "sync")
+    closed_quickly(envs)
+
+
+def test_alone_on_a_core_auto_is_sync(monkeypatch):
+    monkeypatch.setattr("pgce.envs.vectorize.cores", lambda: 1)
+    assert isinstance(faulty("auto", "", entry_point=Slow), SyncVectorEnv)
 
 
 def constructor_that_fails_in_the_worker():
@@ -556,6 +685,8 @@ def test_settings_out_of_range_are_refused(kind):
         make("CartPole-v1", 2, vectorization=kind, step_timeout=0)
     with pytest.raises(ValueError, match="env_restarts is a whole number, at least 0: it is -1"):
         make("CartPole-v1", 2, vectorization=kind, env_restarts=-1)
+    with pytest.raises(ValueError, match="env_workers is a whole number, at least 1, or None: it is 0"):
+        make("CartPole-v1", 2, vectorization=kind, env_workers=0)
 
 
 OF_A_MODULE = """

@@ -52,6 +52,10 @@ CASES = {
         env_id="Acrobot-v1", vectorization="sync", num_envs=3, num_steps=32, total_timesteps=4_000,
         eval_freq=10**6, eval_episodes=1, ent_coef=0.01, **QUICK
     ),
+    "ppo, in other processes": lambda: PPO(
+        env_id="Acrobot-v1", vectorization="async", num_envs=3, num_steps=32, total_timesteps=4_000,
+        eval_freq=10**6, eval_episodes=1, **QUICK
+    ),
     "v-trace": lambda: VTrace(
         num_envs=4, num_steps=16, total_timesteps=4_000, eval_freq=10**6, eval_episodes=1, **QUICK
     ),
