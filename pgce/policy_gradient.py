@@ -536,7 +536,9 @@ class _Training:
     def _say(self, device: torch.device) -> None:
         """Tell what will be done."""
         agent, goal, examples = self.agent, self.evaluation.threshold, self.examples
-        source = f"{agent.num_envs} environments ({self.collector.mode.name}) × {agent.num_steps} steps"
+        apart = getattr(self.collector.envs.unwrapped, "processes", None)
+        how = self.collector.mode.name + (f", in {len(apart)} processes" if apart else "")
+        source = f"{agent.num_envs} environments ({how}) × {agent.num_steps} steps"
         if examples is not None:
             source = f"{len(examples):,} examples that were recorded"
         ends = "at the end of the budget"
