@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["fast_products", "keep_memory"]
+__all__ = ["by_onednn", "fast_products", "keep_memory"]
 
 _LEAST = 5_000_000  # multiplications of one product, from which on oneDNN's is the faster one
 _GAIN = 1.3
@@ -19,7 +19,7 @@ _BLOCK, _KEPT = 32 * 2**20, 256 * 2**20  # bytes
 
 
 @contextmanager
-def fast_products(multiplications: int) -> Iterator[bool]:
+def fast_products(multiplications: int) -> Iterator[None]:
     """Inside, matrix products of float32 on a CPU are computed by oneDNN where that is faster than MKL.
 
     torch takes MKL, which on AMD's processors needs twice oneDNN's time, unless products may be rounded to
@@ -29,27 +29,35 @@ def fast_products(multiplications: int) -> Iterator[bool]:
     Args:
         multiplications: of the largest product.
 
-    Returns:
-        A context that tells whether it is oneDNN.
-
     Example:
         >>> import torch
         >>> from pgce.machine import fast_products
         >>> a = torch.randn(512, 512)
-        >>> with fast_products(512**3) as by_onednn:
+        >>> with fast_products(512**3):
         ...     product = a @ a
         >>> bool((product - a.double() @ a.double()).abs().max() < 1e-3)
         True
     """
-    if multiplications < _LEAST or not _pays():
-        yield False
+    if not by_onednn(multiplications):
+        yield
         return
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        yield True
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def by_onednn(multiplications: int) -> bool:
+    """Whether oneDNN computes products of so many multiplications faster, and is so taken.
+
+    Example:
+        >>> from pgce.machine import by_onednn
+        >>> by_onednn(1000)
+        False
+    """
+    return multiplications >= _LEAST and _pays()
 
 
 @cache

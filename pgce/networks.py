@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from pgce import processes
 from pgce.choices import Activation, Memory, check_choice
-from pgce.machine import fast_products
+from pgce.machine import by_onednn, fast_products
 
 __all__ = [
     "ActorCritic",
@@ -107,15 +107,18 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: type[nn.Module], activations: int, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[::2], parameters[1::2]
-        activate, _ = _FUSED[kind]
-        rows, largest = len(x), max(weight.numel() for weight in weights)
-        with fast_products(rows * largest) as by_onednn:
-            ctx.more = -rows % _ROWS if by_onednn else 0
-            inputs = [F.pad(x, (0, 0, 0, ctx.more))]
-            for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                y = torch.addmm(bias, inputs[n], weight.t())
-                inputs.append(activate(y) if n < activations else y)
-        ctx.kind, ctx.activations, ctx.layers, ctx.largest = kind, activations, len(weights), largest
+        activated, _ = _FUSED[kind]
+        rows = len(x)
+        ctx.more = -rows % _ROWS if by_onednn(rows * max(map(Tensor.numel, weights))) else 0
+        inputs = [F.pad(x, (0, 0, 0, ctx.more))]
+        for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            with fast_products(rows * weight.numel()):
+                inputs.append(
+                    activated(bias, inputs[n], weight.t())
+                    if n < activations
+                    else torch.addmm(bias, inputs[n], weight.t())
+                )
+        ctx.kind, ctx.activations, ctx.layers = kind, activations, len(weights)
         ctx.save_for_backward(*inputs[: activations + 1], *weights)  # a last layer's output may be changed
         return inputs[-1][:rows].clone() if ctx.more else inputs[-1]  # which a view may not
 
@@ -127,12 +130,12 @@ class _Layers(torch.autograd.Function):
         _, through = _FUSED[ctx.kind]
         result: list[Tensor | None] = []
         gradient = F.pad(gradient, (0, 0, 0, ctx.more))
-        with fast_products(rows * ctx.largest):
-            for n in reversed(range(ctx.layers)):
-                if n < ctx.activations:
-                    gradient = through(gradient, inputs[n + 1])
-                x = inputs[n]
-                narrow = x.shape[1] < gradient.shape[1]  # the same numbers, the faster way round
+        for n in reversed(range(ctx.layers)):
+            if n < ctx.activations:
+                gradient = through(gradient, inputs[n + 1])
+            x = inputs[n]
+            narrow = x.shape[1] < gradient.shape[1]  # the same numbers, the faster way round
+            with fast_products(rows * weights[n].numel()):
                 on_weight = (x.t() @ gradient).t() if narrow else gradient.t() @ x
                 result = [on_weight, gradient.sum(0), *result]
                 if n or ctx.needs_input_grad[0]:
@@ -140,12 +143,13 @@ class _Layers(torch.autograd.Function):
         return (gradient[:rows] if ctx.needs_input_grad[0] else None, None, None, *result)
 
 
-def _tanh_(x: Tensor) -> Tensor:
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+def _tanh_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """2σ(2z) − 1 of z = x · weight + bias."""
+    return torch.rsub(torch.addmm(bias, x, weight, beta=2, alpha=2).sigmoid_(), -1, alpha=-2)
 
 
-def _through_tanh(gradient: Tensor, y: Tensor) -> Tensor:
-    return torch.addcmul(gradient, gradient * y, y, value=-1)  # also faster than torch's own
+def _relu_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight).relu_()
 
 
 def _through_relu(gradient: Tensor, y: Tensor) -> Tensor:
@@ -155,11 +159,11 @@ def _through_relu(gradient: Tensor, y: Tensor) -> Tensor:
 _MANY = 8_192  # numbers of the first layer, from which on it is faster
 _ROWS = 64  # whose multiples are padded to by zeros, so that shapes are few
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-_FUSED: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    nn.Tanh: (_tanh_, _through_tanh),
-    nn.ReLU: (torch.relu_, _through_relu),
+_FUSED: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    nn.Tanh: (_tanh_of, torch.ops.aten.tanh_backward),
+    nn.ReLU: (_relu_of, _through_relu),
 }
-"""Activation in place, and the gradient before it from that after it."""
+"""A layer with its activation, and the gradient before the activation from that after it."""
 
 
 def mlp(
