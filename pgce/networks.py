@@ -145,7 +145,8 @@ class _Layers(torch.autograd.Function):
 
 def _tanh_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """2σ(2z) − 1 of z = x · weight + bias."""
-    return torch.rsub(torch.addmm(bias, x, weight, beta=2, alpha=2).sigmoid_(), -1, alpha=-2)
+    y = torch.addmm(bias, x, weight, beta=2, alpha=2).sigmoid_()
+    return torch.add(_MINUS_ONE, y, alpha=2, out=y)
 
 
 def _relu_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -157,6 +158,7 @@ def _through_relu(gradient: Tensor, y: Tensor) -> Tensor:
 
 
 _MANY = 8_192  # numbers of the first layer, from which on it is faster
+_MINUS_ONE = torch.tensor(-1.0)
 _ROWS = 64  # whose multiples are padded to by zeros, so that shapes are few
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _FUSED: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
