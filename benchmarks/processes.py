@@ -1,7 +1,7 @@
 """How much faster two processes train than one, where environments take most of the time.
 
     python benchmarks/processes.py
-    python benchmarks/processes.py --env-id HalfCheetah-v5 --steps 40000 --repeats 5
+    python benchmarks/processes.py --env-id LunarLander-v3
 
 PPO with one thread a process, the same number of environments in all, evaluation left out. The median of
 the ratios is told. Two processes wait for each other at every update: a core that something else uses too
@@ -40,10 +40,10 @@ def steps_a_second(number: int, env_id: str, steps: int) -> float:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--env-id", default="LunarLander-v3")
+    parser.add_argument("--env-id", default="Humanoid-v5")
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     ratios = []
     print(f"{given.env_id}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
