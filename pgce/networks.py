@@ -110,7 +110,7 @@ class _Layers(torch.autograd.Function):
         activated, _ = _FUSED[kind]
         rows = len(x)
         ctx.more = -rows % _ROWS if by_onednn(rows * max(map(Tensor.numel, weights))) else 0
-        inputs = [F.pad(x, (0, 0, 0, ctx.more))]
+        inputs = [_with_rows(x, ctx.more)]
         for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             with fast_products(rows * weight.numel()):
                 inputs.append(
@@ -129,7 +129,7 @@ class _Layers(torch.autograd.Function):
         inputs, weights = saved[: -ctx.layers], saved[-ctx.layers :]
         _, through = _FUSED[ctx.kind]
         result: list[Tensor | None] = []
-        gradient = F.pad(gradient, (0, 0, 0, ctx.more))
+        gradient = _with_rows(gradient, ctx.more)
         for n in reversed(range(ctx.layers)):
             if n < ctx.activations:
                 gradient = through(gradient, inputs[n + 1])
@@ -141,6 +141,11 @@ class _Layers(torch.autograd.Function):
                 if n or ctx.needs_input_grad[0]:
                     gradient = gradient @ weights[n]
         return (gradient[:rows] if ctx.needs_input_grad[0] else None, None, None, *result)
+
+
+def _with_rows(x: Tensor, more: int) -> Tensor:
+    """With so many rows of zeros after its own."""
+    return F.pad(x, (0, 0, 0, more)) if more else x  # pad makes a copy, of none too
 
 
 def _tanh_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
