@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pgce import processes
 from pgce.choices import Activation, Memory, check_choice
-from pgce.machine import by_onednn, fast_products
+from pgce.perceptrons import Perceptron, side_by_side
 
 __all__ = [
     "ActorCritic",
@@ -22,7 +21,6 @@ __all__ = [
     "Convolutional",
     "Headed",
     "Normalize",
-    "Perceptron",
     "Recurrent",
     "RewardScale",
     "Scaled",
@@ -39,138 +37,7 @@ __all__ = [
 ]
 
 
-class Perceptron(nn.Sequential):
-    """Linear layers, in order, each but perhaps the last with one activation after it: (B, D) -> (B, K).
-
-    Of many numbers on a CPU, layers with tanh or ReLU are one node of autograd, a quarter faster, with one
-    derivative only; and tanh is 2σ(2x) − 1, which torch computes in a quarter of the time (values differ by
-    rounding, 1e-7 at most in float32). Layers with hooks run one by one, as do all on other devices, under
-    autocast and in a compiler.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from pgce.networks import Perceptron
-        >>> layers = nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 1)
-        >>> x = torch.randn(64, 2)
-        >>> bool((Perceptron(*layers)(x) - nn.Sequential(*layers)(x)).abs().max() < 1e-5)
-        True
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The last layer's output."""
-        layers = [*self]
-        if _is_watched(x) or _are_few(x, layers) or not _alternate(layers):
-            for layer in layers:
-                x = layer(x)
-            return x
-        parameters = [value for layer in layers[::2] for value in (layer.weight, layer.bias)]
-        result: Tensor = _Layers.apply(  # type: ignore[no-untyped-call]
-            x, type(layers[1]), len(layers) // 2, *parameters
-        )
-        return result
-
-
-def _is_watched(x: Tensor) -> bool:
-    """Whether it is not a CPU that computes, or someone looks at every operation or changes it."""
-    return (
-        x.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def _are_few(x: Tensor, layers: list[nn.Module]) -> bool:
-    """Whether rows and units are too few to gain, or are no rows."""
-    first = layers[0] if layers else None
-    return not isinstance(first, nn.Linear) or x.ndim != 2 or len(x) * first.out_features < _MANY
-
-
-def _alternate(layers: list[nn.Module]) -> bool:
-    """Whether linear layers and one kind of activation take turns, without a hook."""
-    if len(layers) < 2 or type(layers[1]) not in _FUSED:
-        return False
-    for n, layer in enumerate(layers):
-        if type(layer) is not (type(layers[1]) if n % 2 else nn.Linear):
-            return False
-        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-            return False
-        if layer._backward_pre_hooks or (n % 2 == 0 and layer.bias is None):
-            return False
-    return True
-
-
-class _Layers(torch.autograd.Function):
-    """Linear layers with `parameters` W, b, …, of which the first `activations` have one after them."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: type[nn.Module], activations: int, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[::2], parameters[1::2]
-        activated, _ = _FUSED[kind]
-        rows = len(x)
-        ctx.more = -rows % _ROWS if by_onednn(rows * max(map(Tensor.numel, weights))) else 0
-        inputs = [_with_rows(x, ctx.more)]
-        for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            with fast_products(rows * weight.numel()):
-                inputs.append(
-                    activated(bias, inputs[n], weight.t())
-                    if n < activations
-                    else torch.addmm(bias, inputs[n], weight.t())
-                )
-        ctx.kind, ctx.activations, ctx.layers = kind, activations, len(weights)
-        ctx.save_for_backward(*inputs[: activations + 1], *weights)  # a last layer's output may be changed
-        return inputs[-1][:rows].clone() if ctx.more else inputs[-1]  # which a view may not
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved, rows = ctx.saved_tensors, len(gradient)
-        inputs, weights = saved[: -ctx.layers], saved[-ctx.layers :]
-        _, through = _FUSED[ctx.kind]
-        result: list[Tensor | None] = []
-        gradient = _with_rows(gradient, ctx.more)
-        for n in reversed(range(ctx.layers)):
-            if n < ctx.activations:
-                gradient = through(gradient, inputs[n + 1])
-            x = inputs[n]
-            narrow = x.shape[1] < gradient.shape[1]  # the same numbers, the faster way round
-            with fast_products(rows * weights[n].numel()):
-                on_weight = (x.t() @ gradient).t() if narrow else gradient.t() @ x
-                result = [on_weight, gradient.sum(0), *result]
-                if n or ctx.needs_input_grad[0]:
-                    gradient = gradient @ weights[n]
-        return (gradient[:rows] if ctx.needs_input_grad[0] else None, None, None, *result)
-
-
-def _with_rows(x: Tensor, more: int) -> Tensor:
-    """With so many rows of zeros after its own."""
-    return F.pad(x, (0, 0, 0, more)) if more else x  # pad makes a copy, of none too
-
-
-def _tanh_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """2σ(2z) − 1 of z = x · weight + bias."""
-    y = torch.addmm(bias, x, weight, beta=2, alpha=2).sigmoid_()
-    return torch.add(_MINUS_ONE, y, alpha=2, out=y)
-
-
-def _relu_of(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.addmm(bias, x, weight).relu_()
-
-
-def _through_relu(gradient: Tensor, y: Tensor) -> Tensor:
-    return gradient * (y > 0)
-
-
-_MANY = 8_192  # numbers of the first layer, from which on it is faster
-_MINUS_ONE = torch.tensor(-1.0)
-_ROWS = 64  # whose multiples are padded to by zeros, so that shapes are few
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-_FUSED: dict[type[nn.Module], tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    nn.Tanh: (_tanh_of, torch.ops.aten.tanh_backward),
-    nn.ReLU: (_relu_of, _through_relu),
-}
-"""A layer with its activation, and the gradient before the activation from that after it."""
 
 
 def mlp(
@@ -296,7 +163,10 @@ class WithScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean and log σ on the last axis, (B, D, 2)."""
-        mean = self.mean(x)
+        return self.after(self.mean(x))
+
+    def after(self, mean: Tensor) -> Tensor:
+        """The same from the mean (B, D)."""
         return torch.stack((mean, self.log_scale.expand_as(mean)), -1)
 
 
@@ -324,7 +194,10 @@ class Value(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, (B,)."""
-        output: Tensor = self.network(x)
+        return self.after(self.network(x))
+
+    def after(self, output: Tensor) -> Tensor:
+        """The same from the network's output (B, 1)."""
         return self.unit * output.squeeze(-1)
 
 
@@ -897,7 +770,18 @@ class ActorCritic(nn.Module):
     def forward(self, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs "policy" and, with a critic, "value" (B,)."""
         read = x if self.torso is None else self.torso(x)
-        outputs = {"policy": self.actor(read)}
-        if self.critic is not None:
-            outputs["value"] = self.critic(read)
-        return outputs
+        if self.critic is None:
+            return {"policy": self.actor(read)}
+        assert isinstance(read, Tensor)
+        networks, after = zip(*map(_taken_apart, (self.actor, self.critic)), strict=True)
+        outputs = side_by_side(read, networks)
+        return {name: last(y) for name, y, last in zip(("policy", "value"), outputs, after, strict=True)}
+
+
+def _taken_apart(module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """A network, and what is made of its output."""
+    if isinstance(module, WithScale):
+        return module.mean, module.after
+    if isinstance(module, Value):
+        return module.network, module.after
+    return module, lambda output: output

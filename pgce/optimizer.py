@@ -28,7 +28,8 @@ class _Plain(torch.optim.Optimizer):
 
 def _plain(algorithm: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """An algorithm of torch without those decorators; that of its step also turns gradients off."""
-    step = torch.no_grad()(inspect.unwrap(algorithm.step))
+    step: Any = torch.no_grad()(inspect.unwrap(algorithm.step))
+    step.hooked = True  # nobody's hooks nor a profiler's record are in it, which takes longer than the update
     return type(f"_{algorithm.__name__}", (_Plain, algorithm), {"step": step})
 
 

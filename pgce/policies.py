@@ -26,6 +26,7 @@ from pgce.networks import (
     linear,
     nature,
 )
+from pgce.perceptrons import Perceptron
 from pgce.rollout import mask_size
 from pgce.spaces import Masked, Observations, actions, observations
 
@@ -113,7 +114,7 @@ def actor_critic(
     def head(outputs: int, gain: float, part: int) -> nn.Module:
         if torso is first:
             network, last = body()
-            return nn.Sequential(network, linear(last, outputs, gain))
+            return Perceptron(network, linear(last, outputs, gain))
         layer = linear(width, outputs, gain)
         if parts == 1 and not masked:
             return layer

@@ -65,8 +65,8 @@ class Learner:
     process_timeout: float = 120.0
     """Seconds that processes started by torchrun wait for each other before the job ends."""
     threads: int = 1
-    """CPU threads of torch. One is fastest for small networks, and a seed then gives the same run on machines
-    with more cores."""
+    """CPU threads of torch and NumPy. One is fastest for small networks, and a seed then gives the same run
+    on machines with more cores."""
     optimizer: OptimizerName = "adam"
     """Optimizer by name."""
     learning_rate: float = 1e-3
@@ -154,8 +154,9 @@ class Learner:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, torch uses `threads` CPU threads, and the processes that torchrun started are one group."""
+        """Inside, torch and NumPy use `threads` CPU threads, and what torchrun started is one group."""
         import torch
+        from threadpoolctl import threadpool_limits
 
         if self.threads < 1:
             raise ValueError(f"there is at least one thread: threads is {self.threads}")
@@ -163,7 +164,8 @@ class Learner:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            yield
+            with threadpool_limits(self.threads, "blas"):
+                yield
             processes.leave(together=True)
         finally:
             torch.set_num_threads(before)

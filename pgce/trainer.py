@@ -54,18 +54,26 @@ class Batch:
 
     def __post_init__(self) -> None:
         size = len(self)
-        named = {**self.columns, **({} if self.mask is None else {"mask": self.mask})}
-        for name, column in named.items():
-            if column.ndim == 0 or len(column) != size:
-                raise ValueError(
-                    f"one row an example: input has {size}, {name} has shape {tuple(column.shape)}"
-                )
-        if self.mask is not None and self.mask.dtype != torch.bool:
-            raise ValueError(f"a mask is boolean: it has dtype {self.mask.dtype}")
+        for name, column in self.columns.items():
+            self._check(name, column, size)
+        if self.mask is not None:
+            self._check("mask", self.mask, size)
+            if self.mask.dtype != torch.bool:
+                raise ValueError(f"a mask is boolean: it has dtype {self.mask.dtype}")
+
+    @staticmethod
+    def _check(name: str, column: Tensor, size: int) -> None:
+        if column.shape[:1] != (size,):
+            raise ValueError(f"one row an example: input has {size}, {name} has shape {tuple(column.shape)}")
 
     def __len__(self) -> int:
         """B, masked examples included."""
-        return len(next(iter(self.input.values())) if isinstance(self.input, dict) else self.input)
+        return self._some.shape[0]
+
+    @property
+    def _some(self) -> Tensor:
+        """The input, or one of its tensors."""
+        return next(iter(self.input.values())) if isinstance(self.input, dict) else self.input
 
     def __getitem__(self, name: str) -> Tensor:
         """The column `name`."""
@@ -120,21 +128,30 @@ class Batch:
         if size is None or size >= len(self):
             yield self
         else:
-            for index in torch.arange(len(self)).split(size):
-                yield self.rows(index)
+            for start in range(0, len(self), size):
+                yield self.rows(slice(start, start + size))
 
-    def rows(self, index: Tensor) -> Batch:
-        """The rows that `index` names, by number (b,) or by boolean (B,)."""
+    def rows(self, index: Tensor | slice) -> Batch:
+        """The rows that `index` names: by number (b,), by boolean (B,), or as a slice, which copies none."""
+
+        def chosen(value: Tensor) -> Tensor:
+            if isinstance(index, Tensor) and index.dtype == torch.int64 and index.device == value.device:
+                return value.index_select(0, index)  # the same, faster
+            return value[index]
+
         if isinstance(self.input, dict):
-            chosen: Input = {name: value[index] for name, value in self.input.items()}
+            rows: Input = {name: chosen(value) for name, value in self.input.items()}
         else:
-            chosen = self.input[index]
-        columns = {name: column[index] for name, column in self.columns.items()}
-        return Batch(chosen, columns, None if self.mask is None else self.mask[index])
+            rows = chosen(self.input)
+        columns = {name: chosen(column) for name, column in self.columns.items()}
+        return Batch(rows, columns, None if self.mask is None else chosen(self.mask))
 
     def counted(self) -> Batch:
         """The examples that count, without a mask; (count, ...) also where the mask is (B, L)."""
-        return self if self.mask is None else Batch(self.input, self.columns).rows(self.mask)
+        if self.mask is None:
+            return self
+        every = Batch(self.input, self.columns)
+        return every.rows(self.mask.nonzero().squeeze(1) if self.mask.ndim == 1 else self.mask)
 
     def shuffled(self, parts: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """The rows that count in random order, cut into `parts` batches of nearly equal size.
@@ -145,11 +162,13 @@ class Batch:
             parts: how many batches; fewer come if there are fewer rows.
             generator: of random numbers, on the CPU.
         """
-        kept = self if self.mask is not None and self.mask.ndim > 1 else self.counted()
         if parts < 1:
             raise ValueError(f"a batch is cut into one or more parts: parts is {parts}")
-        order = torch.randperm(len(kept), generator=generator)
-        for index in order.tensor_split(min(parts, max(len(kept), 1))):
+        kept, rows = self, torch.arange(len(self), device=self._some.device)
+        if self.mask is not None and self.mask.ndim == 1:
+            kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
+        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        for index in order.tensor_split(min(parts, max(len(rows), 1))):
             yield kept.rows(index)
 
 
@@ -313,7 +332,8 @@ class Trainer:
                 seen = examples.with_columns(logits=constant, y=target)
             with torch.no_grad():
                 weight = _apply(term.weight, cross_entropy.detach(), seen)
-            loss = term.coefficient * objective(cross_entropy, weight, divisors[name])
+            loss = objective(cross_entropy, weight, divisors[name])
+            loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)
             reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
         return sum(losses[1:], losses[0]), reports

@@ -162,17 +162,3 @@ def test_networks_of_images():
         assert network(torch.zeros(3, 2, 64, 64)).shape == (3, width)
         with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
             body((1, 5, 9))
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("rows", [300, 40_000])  # by one node of autograd; padded too, where that is faster
-def test_perceptron_is_its_layers(activation, rows):
-    torch.manual_seed(0)
-    network = mlp(5, 3, hidden=(64, 64), activation=activation)
-    x, upstream = torch.randn(rows, 5, requires_grad=True), torch.randn(rows, 3) / rows
-    found = []
-    for model in (network, torch.nn.Sequential(*network)):
-        y = model(x).mul_(2)  # whose output may be changed
-        found.append([y.detach(), *torch.autograd.grad(y, [x, *network.parameters()], upstream)])
-    for own, expected in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=2e-6)

@@ -1,0 +1,130 @@
+"""Perceptrons give what torch's own layers give, however they are computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pgce.networks import ActorCritic, Value, WithScale, hidden_layers, mlp
+from pgce.perceptrons import Perceptron, frozen, side_by_side
+
+NETWORKS = {
+    "tanh": lambda: mlp(5, 3, (16, 8)),
+    "relu": lambda: mlp(5, 3, (16, 8), "relu"),
+    "silu": lambda: mlp(5, 3, (16, 8), "silu"),
+    "one layer": lambda: mlp(5, 3, ()),
+    "wide inputs": lambda: mlp(5, 3, (2,)),
+    "hidden only": lambda: hidden_layers(5, (16, 8)),
+    "nested": lambda: Perceptron(hidden_layers(5, (16, 8)), nn.Linear(8, 3)),
+    "without bias": lambda: Perceptron(nn.Linear(5, 8, bias=False), nn.Tanh(), nn.Linear(8, 3)),
+    "two linear": lambda: Perceptron(nn.Linear(5, 8), nn.Linear(8, 8), nn.ReLU()),
+    "two kinds": lambda: Perceptron(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU()),
+}
+
+
+def by_torch(network: nn.Module) -> nn.Module:
+    """The same layers, called by torch."""
+    return nn.Sequential(*(by_torch(m) if isinstance(m, nn.Sequential) else m for m in network))
+
+
+def gradients(outputs, network, x):
+    generator = torch.Generator().manual_seed(3)
+    losses = [(y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in outputs]
+    return torch.autograd.grad(sum(losses), [x, *network.parameters()])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_and_gradients_are_those_of_torch(name, rows):
+    torch.manual_seed(1)
+    network = NETWORKS[name]().double()
+    x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
+    own, theirs = network(x), by_torch(network)(x)
+    torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
+    for mine, other in zip(*(gradients([y], network, x) for y in (own, theirs)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)
+    assert torch.equal(frozen(network)(x.detach()), own.detach())
+
+
+@pytest.mark.parametrize("pair", [("tanh", "relu"), ("tanh", "wide inputs"), ("silu", "nested")])
+def test_side_by_side_they_are_what_each_is(pair):
+    networks = nn.ModuleList([NETWORKS[name]() for name in pair])
+    x = torch.randn(64, 5, requires_grad=True)
+    together, apart = side_by_side(x, networks), [by_torch(network)(x) for network in networks]
+    for mine, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(mine, other)
+    for mine, other in zip(*(gradients(ys, networks, x) for ys in (together, apart)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_actor_and_critic_are_what_each_is():
+    model = ActorCritic(WithScale(mlp(5, 2), 2), Value(mlp(5, 1), unit=3.0))
+    x = torch.randn(64, 5)
+    outputs = model(x)
+    assert torch.equal(outputs["policy"], model.policy(x))
+    assert torch.equal(outputs["value"], model.value(x))
+    still = frozen(model)(x)
+    assert all(torch.equal(still[name], outputs[name]) for name in outputs)
+
+
+def test_gradients_add_up_and_flow_on():
+    network, x = mlp(5, 3), torch.randn(64, 5)
+    once = torch.autograd.grad(network(x).sum(), [*network.parameters()])
+    for _ in range(2):
+        network(x).sum().backward()
+    for parameter, gradient in zip(network.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+
+
+def test_what_it_gives_may_be_changed_in_place():
+    for name in ("tanh", "hidden only"):
+        network, x = NETWORKS[name](), torch.randn(64, 5, requires_grad=True)
+        own, theirs = (gradients([y], network, x) for y in (network(x).mul_(2), 2 * by_torch(network)(x)))
+        for mine, other in zip(own, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_before_the_gradient_is_refused():
+    network = mlp(5, 3)
+    loss = network(torch.randn(64, 5)).sum()
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    with pytest.raises(RuntimeError, match="has been changed"):
+        loss.backward()
+
+
+def test_there_is_one_derivative():
+    x = torch.randn(8, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(mlp(5, 3)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_hooks_are_called(layer):
+    network, seen = mlp(5, 3), []
+    where = network[0] if layer else network
+    where.register_forward_hook(lambda *_: seen.append("forward"))
+    where.register_full_backward_hook(lambda *_: seen.append("backward"))
+    network(torch.randn(64, 5, requires_grad=True)).sum().backward()
+    side_by_side(torch.randn(64, 5), [network, mlp(5, 3)])
+    assert seen == ["forward", "backward", "forward"]
+
+
+def test_autocast_and_transforms_are_torchs():
+    network, x = mlp(5, 3), torch.randn(64, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(x).dtype == torch.bfloat16
+    torch.testing.assert_close(torch.func.vmap(lambda row: network(row[None])[0])(x), network(x))
+
+
+def test_frozen_weights_stay_what_they_were():
+    network, x = mlp(5, 3), torch.randn(64, 5)
+    before, still = network(x).detach(), frozen(network)
+    first = still(x)
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    assert torch.equal(still(2 * x), still(2 * x))
+    assert torch.equal(still(x), before)
+    assert torch.equal(first, before)
