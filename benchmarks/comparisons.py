@@ -176,5 +176,6 @@ PARTS: dict[str, tuple[Case, ...]] = {
             tuple(program(_ROUND) for program in (_pgce, _sb3, _skrl_numpy, _tianshou, _torchrl, _rejax)),
         ),
     ),
-    "ranks": (),  # benchmarks/processes.py, which tells by itself
+    "ranks": (),  # benchmarks/processes.py and benchmarks/linear_cross_entropy.py, which tell by themselves
+    "linear": (),
 }

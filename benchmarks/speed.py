@@ -50,6 +50,11 @@ ONE_THREAD = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 OWN = re.compile("random|pgce")  # shares of what is possible, and ways of pgce, are in the table only
+# Parts that are programs of their own, which tell by themselves, and what makes them quick.
+APART = {
+    "ranks": ("processes.py", "--steps 8192 --repeats 1"),
+    "linear": ("linear_cross_entropy.py", "--size 512 64 1000 --rounds 1"),
+}
 KEPT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
 
@@ -331,11 +336,10 @@ def main() -> None:
         for part in parts:
             for case in PARTS[part]:
                 measure(part, case, 1 if given.quick else given.turns, TINY if given.quick else "", file)
-        if "ranks" in parts and install("pgce"):
-            words = [str(python("pgce")), str(Path(__file__).parent / "processes.py")]
-            subprocess.run(
-                [*words, *(["--steps", "8192", "--repeats", "1"] if given.quick else [])], check=False
-            )
+        for part in (part for part in parts if part in APART and install("pgce")):
+            name, tiny = APART[part]
+            words = [str(python("pgce")), str(Path(__file__).parent / name)]
+            subprocess.run([*words, *(tiny.split() if given.quick else [])], check=False)
     (folder / "speed.json").write_text(as_json(folder), encoding="utf-8")
     draw(read(file), BENCH / "speed.png" if given.quick else ROOT / "docs" / "speed.png")
     if given.quick:
