@@ -72,10 +72,12 @@ def _by(name: str, runner: str, place: str = "") -> Callable[[str], Program]:
 _pgce, _sb3, _tianshou, _torchrl = (
     _by(name, name.lower()) for name in ("pgce", "SB3", "Tianshou", "TorchRL")
 )
-_rejax, _sbx, _numpy = (
+_rejax, _sbx, _skrl, _sb3_numpy, _skrl_numpy = (
     _by("rejax", "rejax", "jax"),
     _by("SBX", "sb3", "sbx"),
+    _by("skrl", "skrl"),
     _by("SB3, NumPy environments", "sb3"),
+    _by("skrl, NumPy environments", "skrl"),
 )
 
 
@@ -130,7 +132,11 @@ _ENVIRONMENTS = (
 _MANY, _FEW, _ROUND = _same(64, 500_000), _same(512, 81_920), _same(64, 2_048)
 PARTS: dict[str, tuple[Case, ...]] = {
     "ppo": (
-        Case("CartPole-v1 to 475, PPO", _SOLVE, (_pgce("ppo"), _sb3("ppo"), _rejax("ppo"), _sbx("ppo"))),
+        Case(
+            "CartPole-v1 to 475, PPO",
+            _SOLVE,
+            tuple(program("ppo") for program in (_pgce, _sb3, _skrl, _rejax, _sbx)),
+        ),
     ),
     "reinforce": (
         Case("CartPole-v1 to 475, REINFORCE", _SOLVE, (_pgce("reinforce"), _tianshou("reinforce"))),
@@ -142,7 +148,8 @@ PARTS: dict[str, tuple[Case, ...]] = {
             (
                 _pgce(_MANY),
                 _sb3(_MANY),
-                _numpy(f"{_MANY} --vectorization vector_entry_point"),
+                _sb3_numpy(f"{_MANY} --vectorization vector_entry_point"),
+                _skrl_numpy(_MANY),
                 _tianshou(_MANY),
                 _torchrl(_MANY),
             ),
@@ -166,8 +173,9 @@ PARTS: dict[str, tuple[Case, ...]] = {
         Case(
             "one round of PPO, 64 × 32 steps",
             ("s, whole process",),
-            tuple(program(_ROUND) for program in (_pgce, _sb3, _tianshou, _torchrl, _rejax)),
+            tuple(program(_ROUND) for program in (_pgce, _sb3, _skrl_numpy, _tianshou, _torchrl, _rejax)),
         ),
     ),
-    "ranks": (),  # benchmarks/processes.py, which tells by itself
+    "ranks": (),  # benchmarks/processes.py and benchmarks/linear_cross_entropy.py, which tell by themselves
+    "linear": (),
 }

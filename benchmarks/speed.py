@@ -1,10 +1,10 @@
-"""How fast pgce is beside its peers: one table and one picture, by `make bench`.
+"""How fast pgce is beside its peers: a table, a picture and a JSON file, by `make bench`.
 
     python benchmarks/speed.py                    all (more than an hour, on a machine that is left alone)
     python benchmarks/speed.py ppo envs           parts, by name
     python benchmarks/speed.py fit --turns 7      other than five turns
     python benchmarks/speed.py --quick            once with tiny budgets, into .bench/: does everything run?
-    python benchmarks/speed.py --show             make table and picture from the committed CSV only
+    python benchmarks/speed.py --show             make table, picture and JSON from the committed CSV only
 
 Every peer has an environment of its own under .bench/, made from benchmarks/peers/*.txt; one that can't be
 installed is named and left out. Programs take turns, each run a fresh process with one thread on one core
@@ -30,6 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -48,7 +49,12 @@ ONE_THREAD = {
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
 }
-OWN = re.compile("/ (random|pgce)")  # shares of what is possible, and ways of pgce, are in the table only
+OWN = re.compile("random|pgce")  # shares of what is possible, and ways of pgce, are in the table only
+# Parts that are programs of their own, which tell by themselves, and what makes them quick.
+APART = {
+    "ranks": ("processes.py", "--steps 8192 --repeats 1"),
+    "linear": ("linear_cross_entropy.py", "--size 512 64 1000 --rounds 1"),
+}
 KEPT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
 
@@ -183,45 +189,54 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def middle(values: list[float]) -> tuple[float, ...]:
+    """Median, lowest and highest of what is a number; nothing of nothing."""
+    known = [each for each in values if not math.isnan(each)]
+    return (statistics.median(known), min(known), max(known)) if known else ()
+
+
 def spread(values: list[float]) -> str:
-    """Median, lowest and highest; nothing of nothing."""
-    if not values:
-        return ""
-    return "{} [{}, {}]".format(*map(number, (statistics.median(values), min(values), max(values))))
+    """Median, lowest and highest, for people."""
+    return "{} [{}, {}]".format(*map(number, found)) if (found := middle(values)) else ""
 
 
-def comparisons(
-    rows: list[dict[str, str]],
-) -> Iterator[tuple[Case, str, str, list[float], list[float], list[float]]]:
-    """Of pairs of programs: case, measure, names, the numbers of both, and the ratios turn by turn."""
+@dataclass(frozen=True)
+class Comparison:
+    """Two programs of a case by one measure, turn by turn; a ratio is NaN where neither solved."""
+
+    part: str
+    case: Case
+    measure: str
+    names: tuple[str, str]
+    own: list[float]
+    other: list[float]
+    ratios: list[float]
+
+
+def comparisons(rows: list[dict[str, str]]) -> Iterator[Comparison]:
+    """The first program of every case beside each other one."""
     runs: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in rows:
         if not row["error"]:
             runs[row["case"], row["program"]][row["turn"]] = row
-    for case in (case for cases in PARTS.values() for case in cases):
+    for part, case in ((part, case) for part, cases in PARTS.items() for case in cases):
         own, *others = ((program.name, runs[case.title, program.name]) for program in case.programs)
         for name, (other, theirs) in product(case.measures, others):
             turns = [turn for turn in own[1] if turn in theirs]
             pairs = [[value(name, each[turn]) for turn in turns] for each in (own[1], theirs)]
             ratios = [ahead(name, *pair) for pair in zip(*pairs, strict=True)]
-            if ratios:
-                yield (
-                    case,
-                    name,
-                    f"{own[0]} / {other}",
-                    pairs[0],
-                    pairs[1],
-                    [r for r in ratios if not math.isnan(r)],
-                )
+            if turns:
+                yield Comparison(part, case, name, (own[0], other), *pairs, ratios)
 
 
 def table(folder: Path = RESULTS) -> str:
     """The results as a Markdown table."""
     rows = read(folder / "speed.csv")
     lines = ["| what | by | pgce | the other | pgce is × ahead |", "|---|---|---|---|---|"]
-    for case, measure, names, own, theirs, ratios in comparisons(rows):
-        if case.shown:
-            cells = case.title, f"{names}, {measure}", spread(own), spread(theirs), spread(ratios)
+    for each in comparisons(rows):
+        if each.case.shown:
+            by = f"{' / '.join(each.names)}, {each.measure}"
+            cells = each.case.title, by, spread(each.own), spread(each.other), spread(each.ratios)
             lines.append(f"| {' | '.join(cells)} |")
     machine = {row["name"]: row["value"] for row in read(folder / "speed_machine.csv")}
     if rows and machine:
@@ -229,6 +244,30 @@ def table(folder: Path = RESULTS) -> str:
     if rows:
         lines += ["", "![How many times as fast pgce is](docs/speed.png)"]
     return "\n".join(lines)
+
+
+def as_json(folder: Path = RESULTS) -> str:
+    """All results as JSON: four digits, "inf" of what was not solved, null as the ratio if neither was."""
+
+    def rounded(value: float) -> float | str | None:
+        return None if math.isnan(value) else float(f"{value:.4g}") if math.isfinite(value) else "inf"
+
+    def numbers(values: list[float]) -> dict[str, Any]:
+        of_all = zip(("median", "lowest", "highest"), middle(values) or (math.nan,) * 3, strict=True)
+        return {name: rounded(each) for name, each in of_all} | {"turns": [rounded(each) for each in values]}
+
+    told = {row["name"]: row["value"] for row in read(folder / "speed_machine.csv")}
+    machine = told.pop("CPU", None)
+    packages = {place: dict(each.split() for each in text.split(", ")) for place, text in told.items()}
+    found = [
+        {
+            "part": each.part, "case": each.case.title, "measure": each.measure, "names": each.names,
+            "own": numbers(each.own), "other": numbers(each.other), "ahead": numbers(each.ratios),
+        }
+        for each in comparisons(read(folder / "speed.csv"))
+    ]  # fmt: skip
+    content = {"machine": machine, "versions": packages, "comparisons": found}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def draw(rows: list[dict[str, str]], file: Path) -> None:
@@ -239,16 +278,16 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     bars = [
-        (f"{case.title}: {names.split(' / ')[1]}, {measure}", [r for r in ratios if math.isfinite(r)])
-        for case, measure, names, _, _, ratios in comparisons(rows)
-        if case.shown and any(map(math.isfinite, ratios)) and not OWN.search(names)
+        (f"{each.case.title}: {each.names[1]}, {each.measure}", list(filter(math.isfinite, each.ratios)))
+        for each in comparisons(rows)
+        if each.case.shown and any(map(math.isfinite, each.ratios)) and not OWN.match(each.names[1])
     ]
     if not bars:
         return
-    middle = [statistics.median(ratios) for _, ratios in bars]
+    center = [statistics.median(ratios) for _, ratios in bars]
     figure, axis = plt.subplots(figsize=(9, 0.6 + 0.2 * len(bars)), layout="constrained")
-    colors = ["C0" if each >= 1 else "C3" for each in middle]
-    axis.barh([label for label, _ in bars], [each - 1 for each in middle], left=1, color=colors, height=0.7)
+    colors = ["C0" if each >= 1 else "C3" for each in center]
+    axis.barh([label for label, _ in bars], [each - 1 for each in center], left=1, color=colors, height=0.7)
     axis.hlines(range(len(bars)), [min(r) for _, r in bars], [max(r) for _, r in bars], color="black", lw=0.8)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
@@ -297,11 +336,11 @@ def main() -> None:
         for part in parts:
             for case in PARTS[part]:
                 measure(part, case, 1 if given.quick else given.turns, TINY if given.quick else "", file)
-        if "ranks" in parts and install("pgce"):
-            words = [str(python("pgce")), str(Path(__file__).parent / "processes.py")]
-            subprocess.run(
-                [*words, *(["--steps", "8192", "--repeats", "1"] if given.quick else [])], check=False
-            )
+        for part in (part for part in parts if part in APART and install("pgce")):
+            name, tiny = APART[part]
+            words = [str(python("pgce")), str(Path(__file__).parent / name)]
+            subprocess.run([*words, *(tiny.split() if given.quick else [])], check=False)
+    (folder / "speed.json").write_text(as_json(folder), encoding="utf-8")
     draw(read(file), BENCH / "speed.png" if given.quick else ROOT / "docs" / "speed.png")
     if given.quick:
         print(table(BENCH))

@@ -91,3 +91,9 @@ def test_the_results_are_the_committed_ones(readme, repository, monkeypatch):
         benchmark = runpy.run_path(str(repository / "benchmarks" / f"{name}.py"))
         shown = readme.split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]
         assert shown == benchmark["table"]()
+
+
+def test_speed_as_json_is_the_committed_one(repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    as_json = runpy.run_path(str(repository / "benchmarks" / "speed.py"))["as_json"]
+    assert (repository / "benchmarks" / "results" / "speed.json").read_text(encoding="utf-8") == as_json()
