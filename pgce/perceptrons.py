@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Perceptron", "frozen", "side_by_side"]
 
 Array = NDArray[np.floating[Any]]
+Layers = list[tuple[Array, Array]]
 
 
 class Perceptron(nn.Sequential):
@@ -150,7 +151,7 @@ class _Chain:
     weights: list[Tensor]
     biases: list[Tensor]
 
-    def layers(self) -> list[tuple[Array, Array]]:
+    def layers(self) -> Layers:
         """Weight and bias of each layer, for the s before it and the inner · z after it."""
         activation, result = self.activation, []
         for n, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -202,9 +203,25 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 def _together(x: Tensor, chains: Sequence[_Chain]) -> list[Tensor]:
     """The outputs of perceptrons."""
+    if not torch.is_grad_enabled():
+        return [torch.from_numpy(_run(x.numpy(), chain, chain.layers())[0]) for chain in chains]
     parameters = [value for chain in chains for value in (*chain.weights, *chain.biases)]
     result: tuple[Tensor, ...] = _Layers.apply(x, chains, *parameters)  # type: ignore[no-untyped-call]
     return [*result]
+
+
+def _run(x: Array, chain: _Chain, layers: Layers, memory: Sequence[Array | None] = ()) -> tuple[Array, ...]:
+    """The output, and what each of the `layers` read; what it gives is written into the `memory` there is."""
+    activation, seen = chain.activation, [x]
+    for n, (weight, bias) in enumerate(layers):
+        s = np.matmul(seen[n], weight.T, out=memory[n] if n < len(memory) else None)
+        s += bias
+        if n < chain.activated:
+            activation.apply(s)
+            seen.append(s)
+    if chain.activated == len(layers):
+        s = activation.factor * s + s.dtype.type(activation.shift)
+    return s, *seen
 
 
 class _Layers(torch.autograd.Function):
@@ -216,17 +233,10 @@ class _Layers(torch.autograd.Function):
         ctx.watched = [(value, value._version) for value in (x, *parameters)]
         ctx.chains = []
         for chain in chains:
-            layers, seen = chain.layers(), [first]
-            for n, (weight, bias) in enumerate(layers):
-                s = np.matmul(seen[n], weight.T)
-                s += bias
-                if n < chain.activated:
-                    chain.activation.apply(s)
-                    seen.append(s)
+            layers = chain.layers()
+            output, *seen = _run(first, chain, layers)
             ctx.chains.append((chain, layers, seen))
-            if chain.activated == len(layers):
-                s = chain.activation.factor * s + s.dtype.type(chain.activation.shift)
-            outputs.append(torch.from_numpy(s))
+            outputs.append(torch.from_numpy(output))
         return tuple(outputs)
 
     @staticmethod
@@ -276,16 +286,7 @@ class _Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, K)."""
-        s, activation, activated = x.numpy(), self._chain.activation, self._chain.activated
-        if not self._memory or len(self._memory[0]) != len(s):
-            self._memory = [np.empty((len(s), len(bias)), bias.dtype) for _, bias in self._layers[:activated]]
-        for (weight, bias), out in zip(self._layers, self._memory, strict=False):
-            s = np.matmul(s, weight.T, out=out)
-            s += bias
-            activation.apply(s)
-        if activated == len(self._layers):
-            return torch.from_numpy(activation.factor * s + s.dtype.type(activation.shift))
-        weight, bias = self._layers[-1]
-        s = np.matmul(s, weight.T)
-        s += bias
-        return torch.from_numpy(s)
+        if not self._memory or len(self._memory[0]) != len(x):
+            hidden = self._layers[: self._chain.activated]
+            self._memory = [np.empty((len(x), len(bias)), bias.dtype) for _, bias in hidden]
+        return torch.from_numpy(_run(x.numpy(), self._chain, self._layers, self._memory)[0])

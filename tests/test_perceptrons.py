@@ -23,7 +23,7 @@ NETWORKS = {
 }
 
 
-def by_torch(network: nn.Module) -> nn.Module:
+def by_torch(network):
     """The same layers, called by torch."""
     return nn.Sequential(*(by_torch(m) if isinstance(m, nn.Sequential) else m for m in network))
 
