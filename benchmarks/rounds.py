@@ -173,9 +173,15 @@ def table_of_costs(rows: Rows) -> str:
                 f"{100 * line.off:.0f} %",
             ]
         )
-    machine = next(row["machine"] for row in rows if row["device"] == "cpu")
+    machine, load = (
+        next(row["machine"] for row in rows if row["device"] == "cpu"),
+        [float(r["load"]) for r in rows],
+    )
+    told = f"Measured on: {machine}, with a load average of {min(load):g} to {max(load):g}."
+    if max(load) > 3:  # two processes, and torchrun
+        told += " **The machine was busy with something else: times are too long, and not equally so.**"
     head = "one core, one thread | fixed, µs | µs for each | equal at | points off the line, at most"
-    return f"{markdown(head, lines)}\n\nMeasured on: {machine}."
+    return f"{markdown(head, lines)}\n\n{told}"
 
 
 def table_of_checks(rows: Rows) -> str:

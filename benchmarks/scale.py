@@ -250,7 +250,7 @@ def measure(part: str, given: argparse.Namespace, file: Path) -> None:
                 {
                     "part": part, "device": device, "case": name, "size": size, "quantity": quantity,
                     "median": middle, "lowest": low, "highest": high, "repeats": len(values),
-                    "machine": f"{machine}, {cores()} cores",
+                    "machine": f"{machine}, {os.cpu_count()} cores", "load": f"{os.getloadavg()[0]:.1f}",
                 }
             )  # fmt: skip
             print(part, name, size, quantity, f"{middle:g} [{low:g}, {high:g}]", flush=True)
