@@ -222,6 +222,7 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.mode = _autoreset_mode(envs)
+        self._late = self.mode == AutoresetMode.NEXT_STEP  # an episode begins a step after the last has ended
         self.device = device or torch.device("cpu")
         self.generator = generator
         self._observations = observations(envs.single_observation_space)
@@ -267,55 +268,54 @@ class Collector:
         steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
+        rows = observation.unbind(0)
+        memory = observation.numpy() if self.device.type == "cpu" else None  # to write them without torch
         action: list[Tensor] = []
         logits: list[Tensor] = []
+        states = [self._state]
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
+        # Where an episode ended, after the one that begins with a step's observation: by NEXT_STEP that is one
+        # step later.
+        begun = np.stack([self._first, self._resetting][: 1 + self._late])
+        ended = np.concatenate([begun, np.empty((steps, n), np.bool_)])
+        first, done = ended[: steps + 1], ended[1 + self._late :]
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-        rows = observation.unbind(0)
-        first = np.empty((steps + 1, n), np.bool_)
-        states = [self._state]
-        first[0] = self._first
-        with torch.no_grad():
+        with torch.inference_mode():
             for t in range(steps):
                 if self.state_size:
                     now, state = self._remember(rows[t], self._place(first[t]), states[t])
-                    logits.append(now)
                     states.append(state)
                 else:
-                    logits.append(self.policy(rows[t]))
-                action.append(self._act(logits[t]))
+                    now = self.policy(rows[t])
+                logits.append(now)
+                action.append(self._act(now))
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
                     self._actions.decode(action[t])
                 )
-                done = terminated[t] | truncated[t]
+                np.logical_or(terminated[t], truncated[t], out=done[t])
                 if "env_restarted" in info:
                     lost[t] = info["env_restarted"]
-                if self.mode != AutoresetMode.NEXT_STEP and done.any():
-                    ended = done.nonzero()[0]
+                encoded = self._encoded(following, info)
+                if not self._late and done[t].any():
+                    which = done[t].nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
-                        last = self._stacked([info["final_obs"][i] for i in ended])
-                        finals.append((t * n + ended, self._encoded(last, {})))
-                        encoded = self._encoded(following, info)
+                        last = self._stacked([info["final_obs"][i] for i in which])
+                        finals.append((t * n + which, self._encoded(last, {})))
                     else:
-                        encoded = self._encoded(following, info)
-                        finals.append((t * n + ended, encoded[ended]))
-                        begun, info = envs.reset(options={"reset_mask": done})
+                        finals.append((t * n + which, encoded[which]))
+                        begun, info = envs.reset(options={"reset_mask": done[t].copy()})
                         encoded = encoded.copy()
-                        encoded[ended] = self._encoded(begun, info)[ended]
+                        encoded[which] = self._encoded(begun, info)[which]
+                if memory is None:
+                    rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:
-                    encoded = self._encoded(following, info)
-                rows[t + 1].copy_(torch.from_numpy(encoded))
-                first[t + 1], self._resetting = (
-                    (self._resetting, done)
-                    if self.mode == AutoresetMode.NEXT_STEP
-                    else (done, self._resetting)
-                )
-        self._observation, self._first, self._state = rows[steps], first[steps], states[-1]
-        done = terminated | truncated
+                    memory[t + 1] = encoded
+        self._observation, self._state = rows[steps], states[-1]
+        self._first, self._resetting = first[steps], ended[-1] if self._late else self._resetting
         # A step that resets an environment is no transition.
-        valid = ~lost & ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else ~lost
+        valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
