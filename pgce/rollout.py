@@ -460,6 +460,10 @@ class Collector:
     def _check_finite(
         self, observation: Tensor, reward: NDArray[np.float32], final: NDArray[np.float32]
     ) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = observation.sum().item(), reward.sum(), final.sum()
+        if np.isfinite(sums).all():  # as they are of numbers that are, and not very large
+            return
         for name, good in (
             ("an observation", observation.flatten(2).isfinite().all(-1).cpu().numpy()),
             ("a reward", np.isfinite(reward)),
@@ -480,19 +484,21 @@ class Collector:
         self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return, length and environment of the episodes that ended; the unfinished ones are carried on."""
-        returns = self._return + (reward.astype(np.float64) * valid).cumsum(0)  # (T, N), running
-        lengths = self._length + valid.cumsum(0)
-        env, t = done.T.nonzero()  # the ends, environment by environment
-        first = np.diff(env, prepend=-1) != 0  # an environment's first end here
-        ended_return, ended_length = returns[t, env], lengths[t, env]
-        episode_return = np.where(first, ended_return, np.diff(ended_return, prepend=0.0))
-        episode_length = np.where(first, ended_length, np.diff(ended_length, prepend=0))
-        self._return, self._length = returns[-1].copy(), lengths[-1].copy()
-        last = np.diff(env, append=-1) != 0
-        self._return[env[last]] -= ended_return[last]
-        self._length[env[last]] -= ended_length[last]
-        order = np.lexsort((env, t))
-        return episode_return[order], episode_length[order], env[order]
+        steps, n = done.shape
+        paid, taken = np.zeros((n, steps + 1)), np.zeros((n, steps + 1), np.int64)  # none of them at the end
+        paid[:, :steps], taken[:, :steps] = (reward * valid).T, valid.T
+        begins = np.ones((n, steps + 1), np.bool_)  # a part of an episode, which ends or is the environment's last
+        begins[:, 1:] = done.T
+        start = begins.ravel().nonzero()[0]
+        env, t = np.divmod(start, steps + 1)
+        first, unfinished = t == 0, np.append(t[1:] == 0, True)
+        returns, lengths = np.add.reduceat(paid.ravel(), start), np.add.reduceat(taken.ravel(), start)
+        returns[first] += self._return
+        lengths[first] += self._length
+        self._return, self._length = returns[unfinished], lengths[unfinished]
+        ended = (~unfinished).nonzero()[0]
+        ended = ended[t[ended + 1].argsort(kind="stable")]  # in the order of their ends
+        return returns[ended], lengths[ended], env[ended]
 
 
 class Player:
