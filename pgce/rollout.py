@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
@@ -20,6 +20,7 @@ from pgce.envs.guard import EnvironmentFault
 from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
+from pgce.perceptrons import frozen
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
@@ -265,7 +266,7 @@ class Collector:
         Raises:
             EnvironmentFault: an environment gave an observation or reward that is not finite.
         """
-        steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
+        steps, n, envs, policy = self.num_steps, self.envs.num_envs, self.envs, _frozen(self.policy)
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
         rows = observation.unbind(0)
@@ -276,19 +277,19 @@ class Collector:
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
-        # Where an episode ended, after the one that begins with a step's observation: by NEXT_STEP that is one
-        # step later.
-        begun = np.stack([self._first, self._resetting][: 1 + self._late])
-        ended = np.concatenate([begun, np.empty((steps, n), np.bool_)])
+        # Whether an episode begins with an observation is whether one ended with the step before, or, by
+        # NEXT_STEP, with the one before that.
+        known = np.stack([self._first, self._resetting][: 1 + self._late])
+        ended = np.concatenate([known, np.empty((steps, n), np.bool_)])
         first, done = ended[: steps + 1], ended[1 + self._late :]
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         with torch.inference_mode():
             for t in range(steps):
                 if self.state_size:
-                    now, state = self._remember(rows[t], self._place(first[t]), states[t])
+                    now, state = policy.step(rows[t], self._place(first[t]), states[t])
                     states.append(state)
                 else:
-                    now = self.policy(rows[t])
+                    now = policy(rows[t])
                 logits.append(now)
                 action.append(self._act(now))
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
@@ -407,17 +408,12 @@ class Collector:
             if self.state_size:
                 first = torch.tensor([state is None], device=self.device)
                 before = encoded.new_zeros(1, self.state_size) if state is None else state
-                logits, state = self._remember(encoded, first, before)
+                policy: Any = self.policy
+                logits, state = policy.step(encoded, first, before)
             else:
                 logits = self.policy(encoded)
             action = self._actions.head.mode(logits) if greedy else self._sample(logits)
         return next(iter(iterate(self.envs.action_space, self._actions.decode(action)))), state
-
-    def _remember(self, observation: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits and the memory after them, of a policy that has one."""
-        policy: Any = self.policy
-        result: tuple[Tensor, Tensor] = policy.step(observation, first, state)
-        return result
 
     def encode(self, observation: Any, action_mask: Any = None) -> Tensor:
         """What the policy sees, (M, ...), of M observations batched as the environments batch theirs.
@@ -487,7 +483,9 @@ class Collector:
         steps, n = done.shape
         paid, taken = np.zeros((n, steps + 1)), np.zeros((n, steps + 1), np.int64)  # none of them at the end
         paid[:, :steps], taken[:, :steps] = (reward * valid).T, valid.T
-        begins = np.ones((n, steps + 1), np.bool_)  # a part of an episode, which ends or is the environment's last
+        begins = np.ones(
+            (n, steps + 1), np.bool_
+        )  # a part of an episode, which ends or is the environment's last
         begins[:, 1:] = done.T
         start = begins.ravel().nonzero()[0]
         env, t = np.divmod(start, steps + 1)
@@ -614,6 +612,14 @@ def evaluate(
                 returns.append(float(episode_return))
                 lengths.append(int(length))
     return np.array(returns), np.array(lengths)
+
+
+def _frozen(policy: Policy) -> Any:
+    """The policy with its weights of now; itself if it is of another's making, who may keep more in it."""
+    if isinstance(policy, nn.Module):
+        homes = {type(module).__module__.partition(".")[0] for module in policy.modules()}
+        return frozen(policy) if homes <= {"torch", "pgce"} else policy
+    return policy
 
 
 def _autoreset_mode(envs: gym.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:
