@@ -44,7 +44,7 @@ class Perceptron(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output."""
         chain = _chain(self) if _is_plain(x) else None
-        if chain is None:
+        if chain is None or not chain.reads(x):
             result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
             return result
         return _together(x, [chain])[0]
@@ -65,7 +65,7 @@ def side_by_side(x: Tensor, networks: Sequence[nn.Module]) -> list[Tensor]:
         [torch.Size([256, 2]), torch.Size([256, 1])]
     """
     chains = [_chain(network) for network in networks] if _is_plain(x) else []
-    found = [chain for chain in chains if chain is not None]
+    found = [chain for chain in chains if chain is not None and chain.reads(x)]
     if len(found) == len(networks):
         return _together(x, found)
     return [network(x) for network in networks]
@@ -151,6 +151,11 @@ class _Chain:
     weights: list[Tensor]
     biases: list[Tensor]
 
+    def reads(self, x: Tensor) -> bool:
+        """Whether x is of the type and width of the first layer; else torch is to say that it is not."""
+        first = self.weights[0]
+        return x.dtype == first.dtype and x.shape[1] == first.shape[1]
+
     def layers(self) -> Layers:
         """Weight and bias of each layer, for the s before it and the inner · z after it."""
         activation, result = self.activation, []
@@ -184,7 +189,8 @@ def _chain(network: nn.Module) -> _Chain | None:
             return None
     if kind is None or any(bias is None for bias in biases):
         return None
-    if weights[0].dtype not in _TYPES or weights[0].device.type != "cpu":
+    dtype = weights[0].dtype
+    if dtype not in _TYPES or any(p.dtype != dtype or p.device.type != "cpu" for p in (*weights, *biases)):
         return None
     return _Chain(_ACTIVATIONS[kind], activated, weights, biases)
 
@@ -204,7 +210,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 def _together(x: Tensor, chains: Sequence[_Chain]) -> list[Tensor]:
     """The outputs of perceptrons."""
     if not torch.is_grad_enabled():
-        return [torch.from_numpy(_run(x.numpy(), chain, chain.layers())[0]) for chain in chains]
+        return [torch.from_numpy(_run(x.detach().numpy(), chain, chain.layers())[0]) for chain in chains]
     parameters = [value for chain in chains for value in (*chain.weights, *chain.biases)]
     result: tuple[Tensor, ...] = _Layers.apply(x, chains, *parameters)  # type: ignore[no-untyped-call]
     return [*result]
@@ -295,4 +301,4 @@ class _Frozen(nn.Module):
         if not self._memory or len(self._memory[0]) != len(x):
             hidden = self._layers[: self._chain.activated]
             self._memory = [np.empty((len(x), len(bias)), bias.dtype) for _, bias in hidden]
-        return torch.from_numpy(_run(x.numpy(), self._chain, self._layers, self._memory)[0])
+        return torch.from_numpy(_run(x.detach().numpy(), self._chain, self._layers, self._memory)[0])

@@ -101,6 +101,28 @@ def test_numbers_that_are_not_finite_pass_through():
     assert frozen(mlp(5, 3, (4,), "relu"))(x).isfinite().logical_not().any()
 
 
+INPUTS = {"width": torch.ones(3, 4), "type": torch.ones(3, 5).double(), "one": torch.ones(5)}
+
+
+@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+def test_other_inputs_are_what_torch_says(x):
+    network = mlp(5, 3)
+    outcomes = []
+    for model in (network, by_torch(network)):
+        try:
+            outcomes.append(model(x).shape)
+        except RuntimeError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_without_gradients_the_input_may_want_some():
+    network, x = mlp(5, 3), torch.randn(64, 5, requires_grad=True)
+    with torch.no_grad():
+        assert not network(x).requires_grad
+        assert torch.equal(network(x), frozen(network)(x))
+
+
 def test_there_is_one_derivative():
     x = torch.randn(8, 5, requires_grad=True)
     (first,) = torch.autograd.grad(mlp(5, 3)(x).square().sum(), x, create_graph=True)
