@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from linear_cross_entropy import inputs as linear_inputs
 from linear_cross_entropy import loss_of
 from shared import read, write
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 import pgce
@@ -51,23 +52,26 @@ def seconds(function):
 
 
 def envs(quick):
-    """Steps a second of PPO on CartPole-v1, and seconds of its parts."""
+    """Steps a second of PPO on CartPole-v1, and the share of its time that its environments and policy take."""
     for n in (64,) if quick else (64, 512, 4096):
+        shares = {}
         rounds = 2 if quick else max(6, 40 * 64 // n)
 
-        def steps_a_second(device, n=n, rounds=rounds):
+        def steps_a_second(device, n=n, rounds=rounds, shares=shares):
             with tempfile.TemporaryDirectory() as folder:
                 agent = pgce.agents.PPO(
                     num_envs=n, num_steps=T, device=device, track=False, quiet=True, runs_dir=folder,
                     stop_at_threshold=False, eval_episodes=1, eval_freq=10**9,
                 )  # fmt: skip
                 result = agent.train("CartPole-v1", total_timesteps=n * T * rounds).result
+            shares[device] = result["spent"]["collect"] / result["train_seconds"]
             return result["steps"] / result["train_seconds"]
 
         kinds = {"cuda": lambda: steps_a_second("cuda"), "cpu": lambda: steps_a_second("cpu")}
         for measure in kinds.values():
             measure()
         yield from ((f"PPO, {n} × {T}", *row) for row in medians("steps/s", kinds, 1 if quick else 3))
+        yield from ((f"PPO, {n} × {T}", how, "of it collecting", *[x] * 3) for how, x in shares.items())
 
 
 def update(quick):
@@ -86,14 +90,16 @@ def update(quick):
             columns = {name: x[:, 0].clone() for name in ("advantage", "return", "cross_entropy", "value")}
             batch = pgce.Batch(x, {"action": (x[:, 1] > 0).long(), **columns})
             many = 10 if quick else 200
+            if device == "cpu" and not quick:
+                many = min(many, max(3, 2_000_000 // width**2))
 
-            def steps():
+            def steps(many=many):
                 for _ in range(many):
                     trainer.step(batch)
                 trainer.look()
 
             steps()
-            return lambda: 1e6 * seconds(steps) / many
+            return lambda many=many: 1e6 * seconds(steps) / many
 
         cases = {
             "replayed": made(True),
@@ -217,6 +223,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device at hand")
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # as agents do
+    threadpool_limits(1)
     card, rows = torch.cuda.get_device_name(), []
     for name in given.parts or PARTS:
         for row in PARTS[name](given.quick):

@@ -92,13 +92,13 @@ class Recorder:
 
 
 class _Recording:
-    """A step on tensors that stay where they are, into which each batch is copied."""
+    """A step on tensors that stay where they are, and are kept as long; each batch is copied into them."""
 
     def __init__(self, step: Step, batch: Batch, size: int, by_row: bool, pool: Any) -> None:
         given = _tensors(batch)
-        rows = torch.arange(size, device=next(iter(given.values())).device)
-        self._tensors = {name: value[rows % len(batch)] for name, value in given.items()}
-        self._number = torch.full((), len(batch), device=rows.device)
+        self._rows = torch.arange(size, device=next(iter(given.values())).device)
+        self._tensors = {name: value[self._rows % len(batch)] for name, value in given.items()}
+        self._number = torch.full((), len(batch), device=self._rows.device)
         columns = {name: self._tensors["column", name] for name in batch.columns}
         inputs: Any = self._tensors.get(("input", None))
         if isinstance(batch.input, dict):
@@ -107,7 +107,7 @@ class _Recording:
         self._graph = torch.cuda.CUDAGraph()
         how: Any = {"pool": pool, "capture_error_mode": "thread_local"}  # other threads may use the device
         with torch.cuda.graph(self._graph, **how):
-            self._reports = step(static, rows < self._number) if by_row else step(static)
+            self._reports = step(static, self._rows < self._number) if by_row else step(static)
 
     def __call__(self, batch: Batch) -> dict[str, Report]:
         """The step on a batch."""

@@ -154,7 +154,7 @@ class Optimizer:
         self._unseen = 0  # updates launched since the last look
         if self.defers:  # what the device knows of them, and what it is told
             place = self._flat[0].device
-            self._norm, self._made = torch.zeros(2, dtype=torch.float64, device=place)
+            self._norm, self._missed = torch.zeros(2, dtype=torch.float64, device=place)
             self.not_finite, self._rate, self._pull = torch.zeros(3, device=place)
             self._told = (0.0, 0.0)  # the last two, as they are there
 
@@ -356,16 +356,17 @@ class Optimizer:
         """An update as the device makes it by itself: all of it can be recorded, and replayed."""
         self._adopt_gradients()
         gradients, norm = self._gradients()
-        self._norm.copy_(norm.where(self.not_finite == 0, self._norm))  # the first that is not finite stays
-        self.not_finite.copy_(self._norm.isfinite().logical_not())
-        self._made += 1 - self.not_finite
-        if self.max_grad_norm is not None:
-            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            for gradient in gradients:
-                gradient.mul_(scale)
+        torch.where(
+            self.not_finite == 0, norm, self._norm, out=self._norm
+        )  # the first that is not finite stays
+        torch.ne(0 * self._norm, 0, out=self.not_finite)
+        self._missed += self.not_finite
         for group in self.torch_optimizer.param_groups:
             group["lr"] = self._rate
-        self.torch_optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # its kernel heeds it
+        how: Any = self.torch_optimizer  # whose kernel divides gradients, and changes nothing, by these two
+        how.grad_scale, how.found_inf = None, self.not_finite
+        if self.max_grad_norm is not None:
+            how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
         self.torch_optimizer.step()
         for gradient in gradients:
             gradient.zero_()
@@ -388,8 +389,8 @@ class Optimizer:
         """
         if not self._unseen:
             return
-        self._grad_norm, made = torch.stack([self._norm, self._made]).tolist()
-        self.steps -= self._unseen - int(made)
+        self._grad_norm, missed = torch.stack([self._norm, self._missed]).tolist()
+        self.steps -= int(missed)
         self._forget()
         if not math.isfinite(self._grad_norm):
             self.skipped += 1
@@ -401,7 +402,7 @@ class Optimizer:
     def _forget(self) -> None:
         """Begin to count anew what is launched."""
         self._unseen = 0
-        for tensor in (self._norm, self._made, self.not_finite):
+        for tensor in (self._norm, self._missed, self.not_finite):
             tensor.zero_()
 
     def _gradients(self) -> tuple[list[Tensor], Tensor]:

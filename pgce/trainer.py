@@ -352,7 +352,7 @@ class Trainer:
         """All that a step asks of the device, which is not asked what came of it."""
         reports = self._backward(batch, counts)
         losses = torch.stack([report.loss.to(self._losses.dtype) for report in reports.values()])
-        self._losses.copy_(losses.where(self.optimizer.not_finite == 0, self._losses))
+        torch.where(self.optimizer.not_finite == 0, losses, self._losses, out=self._losses)
         self.optimizer.launch()
         return reports
 
