@@ -52,7 +52,7 @@ def seconds(function):
 
 
 def envs(quick):
-    """Steps a second of PPO on CartPole-v1, and the share of its time that its environments and policy take."""
+    """Steps a second of PPO on CartPole-v1, and the share of its time that collecting takes."""
     for n in (64,) if quick else (64, 512, 4096):
         shares = {}
         rounds = 2 if quick else max(6, 40 * 64 // n)

@@ -6,8 +6,10 @@ A recording is asked for at once.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,7 +108,7 @@ class _Recording:
         static = replace(batch, input=inputs, columns=columns)
         self._graph = torch.cuda.CUDAGraph()
         how: Any = {"pool": pool, "capture_error_mode": "thread_local"}  # other threads may use the device
-        with torch.cuda.graph(self._graph, **how):
+        with _uncollected(), torch.cuda.graph(self._graph, **how):
             self._reports = step(static, self._rows < self._number) if by_row else step(static)
 
     def __call__(self, batch: Batch) -> dict[str, Report]:
@@ -117,6 +119,18 @@ class _Recording:
         self._number.fill_(rows)
         self._graph.replay()
         return {name: _cut(report, batch) for name, report in self._reports.items()}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, Python collects no garbage: a recording in it, torn down, would spoil the one being made."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _cut(report: Report, batch: Batch) -> Report:
@@ -155,8 +169,9 @@ def filled_size(rows: int) -> int:
 def constant(*parts: Any) -> bool:
     """Whether models, heads and rules are known to compute the same of the same tensors whenever called.
 
-    Those are known whose code is torch's or this package's, without hooks, and not compiled: what others
-    read beside their arguments, nobody can tell.
+    Those are known whose code is torch's or this package's, without hooks, and not compiled. What others read
+    beside their arguments, nobody can tell but their authors, by an attribute: `recordable = True` of a
+    module's class, or of a function.
 
     Example:
         >>> import torch
@@ -165,7 +180,7 @@ def constant(*parts: Any) -> bool:
         >>> from pgce.graphs import constant
         >>> constant(torch.nn.Linear(2, 2), heads.Categorical(), "action", partial(weights.focal, gamma=1.0))
         True
-        >>> constant(lambda cross_entropy, batch: None)
+        >>> constant(print)
         False
     """
     return all(_is_constant(part) for part in parts)
@@ -193,4 +208,5 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _known(code: Any) -> bool:
-    return str(getattr(code, "__module__", "")).partition(".")[0] in ("torch", "pgce")
+    own = str(getattr(code, "__module__", "")).partition(".")[0] in ("torch", "pgce")
+    return own or getattr(code, "recordable", False) is True

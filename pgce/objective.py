@@ -79,9 +79,14 @@ def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | fl
     return weighted(cross_entropy, weight).sum() / divisor if loss is None else loss
 
 
-def _dot(cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float) -> Tensor | None:
-    """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite."""
-    few = cross_entropy.numel() <= _FEW and cross_entropy.device.type == "cpu"
+def _dot(
+    cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float, *, waits: bool = False
+) -> Tensor | None:
+    """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite.
+
+    On a GPU only if it `waits` for the device.
+    """
+    few = cross_entropy.numel() <= _FEW and (waits or cross_entropy.device.type == "cpu")
     if not few or torch.compiler.is_compiling():
         return None
     constant = _constant(weight, cross_entropy) / divisor
@@ -151,18 +156,20 @@ def weighted_cross_entropy(
         logits, target = logits[mask], target[mask]
         weight = None if weight is None else weight[mask]
     target = target.detach()
-    cross_entropy = head.cross_entropy(logits, target)
     ids = isinstance(head, Categorical) and not target.is_floating_point()
+    if not torch.compiler.is_compiling() and ids and logits.device.type != "cpu":
+        head.check(logits, target)  # before: a GPU that computes with such ids fails for good
+    cross_entropy = head.cross_entropy(logits, target)
     if reduction == "none":
         loss = weighted(cross_entropy, weight)
     else:
         divisor = _divisor(reduction, cross_entropy, weight)
-        product = None if weight is None else _dot(cross_entropy, weight, divisor)
+        product = None if weight is None else _dot(cross_entropy, weight, divisor, waits=True)
         if product is not None and ids and mask is None:  # all is finite, and a softmax hides nothing
             return product
         loss = weighted(cross_entropy, weight).sum() / divisor if product is None else product
     if not torch.compiler.is_compiling():
-        if not ids or logits.device.type != "cpu":  # where the cross-entropy has refused them already
+        if not ids:  # which were checked already, on a CPU by the cross-entropy
             head.check(logits, target)
         finite = math.isfinite(loss.item()) if loss.ndim == 0 else bool(loss.isfinite().all())
         if not finite or _hides(logits, target, weight, cross_entropy, ids):
