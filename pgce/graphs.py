@@ -1,7 +1,9 @@
 """Steps that a GPU repeats by itself: recorded once as a CUDA graph, replayed for batches of the same shape.
 
 A small network's step takes a GPU a fraction of the time that Python takes to ask for it, kernel by kernel.
-A recording is asked for at once.
+A recording is asked for at once. It holds its numbers and choices, but for what tensors hold: so only that is
+recorded which is known to depend on nothing else (`constant`), and which does not ask the device for numbers.
+Of other models' steps the update alone is recorded.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pgce.weights import Product
 if TYPE_CHECKING:
     from pgce.trainer import Batch, Report
 
-__all__ = ["Recorder", "constant", "filled_size"]
+__all__ = ["Recorder", "Repeated", "constant", "filled_size"]
 
 Step = Callable[..., "dict[str, Report]"]
 """(batch, which rows count or none) -> reports, without a look at what the device computes."""
@@ -93,6 +95,46 @@ class Recorder:
         return reports
 
 
+class Repeated:
+    """What a device does again and again on the same tensors: a GPU once as it is, then by replay.
+
+    Within a recording of more it is as it is.
+
+    Args:
+        act: asks it of the device, without a look at what that computes.
+        device: other devices than GPUs do it as it is.
+    """
+
+    def __init__(self, act: Callable[[], None], device: torch.device) -> None:
+        self._act, self._replays = act, device.type == "cuda"
+        self._state: object = None
+        self._known = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, state: object) -> None:
+        """Do it; `state` is what it depends on beside tensors."""
+        if self._state != state:
+            self._state, self._graph, self._known = state, None, False
+        if not self._replays or torch.cuda.is_current_stream_capturing():
+            self._act()
+        elif self._graph is not None:
+            self._graph.replay()
+        elif not self._known:
+            self._known = True
+            self._act()
+        else:
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with _recording(graph):
+                    self._act()
+            except RuntimeError:  # nothing was done: what was to be recorded cannot be
+                self._replays = False
+                self._act()
+            else:
+                self._graph = graph
+                graph.replay()
+
+
 class _Recording:
     """A step on tensors that stay where they are, and are kept as long; each batch is copied into them."""
 
@@ -107,8 +149,7 @@ class _Recording:
             inputs = {name: self._tensors["input", name] for name in batch.input}
         static = replace(batch, input=inputs, columns=columns)
         self._graph = torch.cuda.CUDAGraph()
-        how: Any = {"pool": pool, "capture_error_mode": "thread_local"}  # other threads may use the device
-        with _uncollected(), torch.cuda.graph(self._graph, **how):
+        with _recording(self._graph, pool):
             self._reports = step(static, self._rows < self._number) if by_row else step(static)
 
     def __call__(self, batch: Batch) -> dict[str, Report]:
@@ -122,12 +163,16 @@ class _Recording:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Inside, Python collects no garbage: a recording in it, torn down, would spoil the one being made."""
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
+    """Inside, what is asked of the device is recorded, not done.
+
+    Python collects no garbage there: another recording in it, torn down, would spoil this one.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # others use the device
+            yield
     finally:
         if collects:
             gc.enable()

@@ -212,8 +212,8 @@ def linear_cross_entropy(
         reduction: as in `weighted_cross_entropy`.
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · y + ε/K.
         chunk_size: examples whose logits are held at a time (about four tensors of that size). None takes as
-            many as have 2²⁴ logits together, 64 MiB in float32, but no fewer than 64: each chunk goes once
-            over the whole matrix and its gradient.
+            many as have 2²⁴ logits together, 64 MiB in float32 (on a GPU four times as many), but no fewer
+            than 64: each chunk goes once over the whole matrix and its gradient.
 
     Returns:
         The loss in nats. A batch in which no example counts gives 0 with zero gradient.
@@ -258,7 +258,7 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing lies in [0, 1]: label_smoothing is {label_smoothing}")
     examples, classes = hidden.shape[:-1], len(vocabulary_weight)
     if chunk_size is None:
-        chunk_size = max(64, 2**24 // classes)
+        chunk_size = max(64, 2 ** (26 if hidden.is_cuda else 24) // classes)
     elif not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise ValueError(f"chunk_size is a whole number >= 1 or None: chunk_size is {chunk_size!r}")
     _check_weight(weight, examples)

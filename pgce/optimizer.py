@@ -150,7 +150,7 @@ class Optimizer:
         self.skipped = 0
         self._in_a_row = 0  # updates left out
         self._grad_norm = 0.0
-        self.generation = 0  # changes with the tensors of the state
+        self._loads = 0
         self._unseen = 0  # updates launched since the last look
         if self.defers:  # what the device knows of them, and what it is told
             place = self._flat[0].device
@@ -167,6 +167,11 @@ class Optimizer:
     def deferred(self) -> bool:
         """Whether the next update is not waited for; the first is, before which there is no state."""
         return self.defers and self.steps > 0
+
+    @property
+    def constants(self) -> tuple[object, ...]:
+        """What a recorded update depends on, beside tensors that change in place."""
+        return self._loads, self.max_grad_norm
 
     @property
     def learning_rate(self) -> float:
@@ -275,7 +280,7 @@ class Optimizer:
         self.torch_optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self._average = [average[str(n)].to(own, copy=True) for n, own in enumerate(self._average)]
         self.progress, self.steps, self.skipped, self._grad_norm = progress, steps, skipped, grad_norm
-        self.generation += 1
+        self._loads += 1
         if self.defers:
             self._forget()
 
@@ -304,10 +309,11 @@ class Optimizer:
         """
         if self.deferred:
             self.set_rates()
+            self.adopt_gradients()
             self.launch()
             self.launched()
             return
-        self._adopt_gradients()
+        self.adopt_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.torch_optimizer)
         gradients, norm = self._gradients()
@@ -354,7 +360,6 @@ class Optimizer:
 
     def launch(self) -> None:
         """An update as the device makes it by itself: all of it can be recorded, and replayed."""
-        self._adopt_gradients()
         gradients, norm = self._gradients()
         torch.where(
             self.not_finite == 0, norm, self._norm, out=self._norm
@@ -415,7 +420,7 @@ class Optimizer:
         """How far the average goes to the parameters after so many updates."""
         return 0.0 if self.ema_decay is None else 1 - min(self.ema_decay, (1 + steps) / (10 + steps))
 
-    def _adopt_gradients(self) -> None:
+    def adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer."""
         for parameter, view in zip(self._parameters, self._views, strict=True):
             if parameter.grad is not view:

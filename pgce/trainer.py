@@ -256,9 +256,8 @@ class Trainer:
         by_row: model and rules look at each row by itself, so that on a GPU a recorded step serves smaller
             batches too.
 
-    On a GPU, steps on batches of one shape are recorded and replayed (`pgce.graphs`) where all that computes
-    them is known to depend on nothing else: models and rules of torch and of this package, which draw no
-    numbers of a generator of their own and ask the device for none.
+    On a GPU, steps on batches of one shape are recorded and replayed (`pgce.graphs`) where model, heads and
+    rules are known to depend on nothing else: those of torch and of this package, and your own which say so.
 
     Example:
         >>> import torch
@@ -290,13 +289,15 @@ class Trainer:
         self.model = model
         self.terms = dict(terms)
         self.optimizer = optimizer
-        self._losses = torch.empty(0)  # of a deferred update, the last or the first that was not finite
+        self._parts = list(model.modules())
+        # Of deferred updates: the losses of the last, and of the last that was finite or first that was not.
+        self._last, self._losses = torch.empty(2, 0)
         self._recorder: graphs.Recorder | None = None
         rules = [rule for term in terms.values() for rule in (term.target, term.weight, term.head)]
         if optimizer.defers and micro_batch_size is None and graphs.constant(model, *rules):
             counts = all(term.divisor is count for term in terms.values())
             self._recorder = graphs.Recorder(self._launch, by_row=by_row and counts)
-        self._recorded = self.terms  # others, by which someone replaces them, are not
+        self._recorded = tuple(self.terms.values())  # others, by which someone replaces them, are not
         keep_memory()
 
     def step(self, batch: Batch) -> dict[str, Report]:
@@ -329,11 +330,16 @@ class Trainer:
         """A step whose end is not waited for."""
         self.optimizer.set_rates()
         if len(self._losses) != len(self.terms):
-            self._losses = torch.zeros(len(self.terms), device=batch._some.device)
-        if self._recorder is None or self.terms is not self._recorded:
+            place = batch._some.device
+            self._last, self._losses = torch.zeros(2, len(self.terms), device=place)
+            self._repeated = graphs.Repeated(self._update, place)
+        if tuple(self.terms.values()) != self._recorded:
+            self._recorder = None
+        if self._recorder is None:
             reports = self._launch(batch)
         else:
-            reports = self._recorder(batch, self.model.training, self.optimizer.generation)
+            modes = tuple(part.training for part in self._parts)
+            reports = self._recorder(batch, modes, self.optimizer.constants)
         self._end(self.optimizer.launched)
         return reports
 
@@ -351,10 +357,15 @@ class Trainer:
     def _launch(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
         """All that a step asks of the device, which is not asked what came of it."""
         reports = self._backward(batch, counts)
-        losses = torch.stack([report.loss.to(self._losses.dtype) for report in reports.values()])
-        torch.where(self.optimizer.not_finite == 0, losses, self._losses, out=self._losses)
-        self.optimizer.launch()
+        self._last.copy_(torch.stack([report.loss for report in reports.values()]))
+        self.optimizer.adopt_gradients()
+        self._repeated(self.optimizer.constants)
         return reports
+
+    def _update(self) -> None:
+        """The update from gradients that are there: the same for every batch."""
+        torch.where(self.optimizer.not_finite == 0, self._last, self._losses, out=self._losses)
+        self.optimizer.launch()
 
     def _backward(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
         """The gradient of the objective; the report of each term."""

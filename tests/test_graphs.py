@@ -191,6 +191,11 @@ def test_what_is_known_to_be_constant():
     patched.forward = lambda x: x
     rule = weights.product("sample_weight", lambda cross_entropy, batch: cross_entropy)
     tilted = heads.Transformed(lambda logits: logits)
+
+    class Promised(nn.Linear):
+        recordable = True
+
+    assert constant(nn.Sequential(Promised(2, 2), nn.ReLU()))
     for unknown in (Own(2, 2), nn.Sequential(Own(2, 2)), hooked, patched, rule, partial(rule), tilted):
         assert not constant(unknown)
 
@@ -340,6 +345,29 @@ def test_a_round_of_ppo_waits_twice_a_step_and_a_few_times_more(tmp_path, monkey
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert 2 * 8 <= waited[-1] - waited[-2] <= 2 * 8 + 30
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "options"), EVERY)
+def test_updates_of_models_that_are_not_known_are_replayed(name, options, monkeypatch):
+    monkeypatch.setattr("pgce.graphs.constant", lambda *parts: False)
+    trainer, plain = (made(name, "cuda", **options) for _ in range(2))
+    plain.optimizer.defers = False
+    for n, batch in enumerate(batches([40, 41] * 10, "cuda")):
+        for each in (trainer, plain):
+            each.optimizer.progress = n / 20
+            each.step(batch)
+        trainer.model.zero_grad()
+    trainer.look()
+    assert trainer._recorder is None
+    assert trainer._repeated._graph is not None
+    assert_close(trainer, plain)
+    trainer.optimizer.max_grad_norm = plain.optimizer.max_grad_norm = 1e-3
+    for each in (trainer, plain):
+        each.step(batch)
+    trainer.look()
+    assert_close(trainer, plain)
+    fails_as_it_should(made(name, "cuda", **options), "cuda")
 
 
 @pytest.mark.gpu
