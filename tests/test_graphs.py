@@ -305,7 +305,7 @@ def test_no_step_of_ppo_waits_for_the_device(schedules, tmp_path, monkeypatch):
             reports = step(self, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        seen.append(bool(self._recorder._recordings))
+        seen.append(self._recorder is not None and bool(self._recorder._recordings))
         return reports
 
     monkeypatch.setattr(Trainer, "step", watched)
