@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo bench test test-browser test-faults docs lint clean
+.PHONY: help demo bench scale test test-browser test-faults docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: $(INSTALLED) ## train REINFORCE on CartPole-v1
 
 bench: $(INSTALLED) ## measure speed beside other packages (more than an hour; PARTS="ppo envs" of it)
 	$(BIN)/python benchmarks/speed.py $(PARTS)
+
+scale: $(INSTALLED) ## measure what things cost as they grow, for docs/scaling.md (ten minutes; PARTS="envs ranks" of it)
+	$(BIN)/python benchmarks/scale.py $(PARTS)
 
 test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest

@@ -129,7 +129,7 @@ _ENVIRONMENTS = (
     "CliffWalking-v1", "Taxi-v4", "Blackjack-v1", "pgce/DigitsBandit-v0", "pgce/Copy-v0", "pgce/Reverse-v0",
     "pgce/Reverse8x10-v0", "pgce/Addition-v0",
 )  # fmt: skip
-_MANY, _FEW, _ROUND = _same(64, 500_000), _same(512, 81_920), _same(64, 2_048)
+_MANY, _FEW, _ROUND = _same(64, 200_000), _same(512, 81_920), _same(64, 2_048)
 PARTS: dict[str, tuple[Case, ...]] = {
     "ppo": (
         Case(
@@ -157,7 +157,7 @@ PARTS: dict[str, tuple[Case, ...]] = {
         Case(
             "PPO, same numbers, 512 × 32 steps",
             ("steps/s", "steps/s once compiled"),
-            (_pgce(_same(512, 500_000)), _rejax(_same(512, 500_000))),
+            (_pgce(_same(512, 300_000)), _rejax(_same(512, 300_000))),
         ),
     ),
     "robots": (_robot("LunarLander-v3", 16, 98_304), _robot("HalfCheetah-v5", 64, 40_960)),

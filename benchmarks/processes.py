@@ -20,14 +20,14 @@ import tempfile
 from pathlib import Path
 
 
-def steps_a_second(number: int, env_id: str, steps: int) -> float:
-    """Environment steps a second of training, by so many processes."""
+def steps_a_second(number: int, env_id: str, steps: int, *settings: str) -> float:
+    """Environment steps a second of training, by so many processes; settings as PPO's flags."""
     with tempfile.TemporaryDirectory() as folder:
         agent = [
             "-m", "pgce.agents.ppo", "--env-id", env_id, "--num-envs", "16", "--num-steps", "256",
             "--total-timesteps", str(steps), "--eval-episodes", "2", "--eval-freq", "1000000000",
             "--no-stop-at-threshold", "--vectorization", "sync", "--runs-dir", folder, "--quiet",
-            "--run", "it", "--device", "cpu",
+            "--run", "it", "--device", "cpu", *settings,
         ]  # fmt: skip
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
         words = agent if number == 1 else [*launch, agent[0], "--", *agent[1:]]

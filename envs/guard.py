@@ -234,18 +234,27 @@ def columns_of(told: Mapping[int, dict[str, Any]]) -> tuple[dict[str, Column], d
         ({'x': ([0, 2], array([1., 3.]))}, {0: {'name': 'a'}})
     """
     by_key: dict[str, tuple[list[int], list[Any]]] = {}
-    for i, info in told.items():
-        for key, value in info.items():
-            which, values = by_key.setdefault(key, ([], []))
-            which.append(i)
-            values.append(value)
+    if len({tuple(info) for info in told.values()}) == 1:  # all tell the same, as most do
+        every = [*told]
+        by_key = {key: (every, [info[key] for info in told.values()]) for key in told[every[0]]}
+    else:
+        for i, info in told.items():
+            for key, value in info.items():
+                which, values = by_key.setdefault(key, ([], []))
+                which.append(i)
+                values.append(value)
     columns: dict[str, Column] = {}
     rest: dict[int, dict[str, Any]] = {}
     for key, (which, values) in by_key.items():
-        kinds = {(type(v), v.shape, v.dtype) if isinstance(v, np.ndarray) else type(v) for v in values}
-        kind = kinds.pop()
-        array = key != "final_obs" and isinstance(values[0], np.ndarray) and not values[0].dtype.hasobject
-        if not kinds and (array or kind in (int, float, bool) or isinstance(values[0], np.number)):
+        kinds = set(map(type, values))
+        one, array = values[0], isinstance(values[0], np.ndarray)
+        alike = len(kinds) == 1 and (not array or len({(value.shape, value.dtype) for value in values}) == 1)
+        plain = (
+            not one.dtype.hasobject
+            if array
+            else type(one) in (int, float, bool) or isinstance(one, np.number)
+        )
+        if alike and plain and key != "final_obs":
             columns[key] = which, np.array(values)
         else:
             for i, value in zip(which, values, strict=True):
@@ -404,8 +413,12 @@ class _Guarded(VectorEnv[Any, Any, Any]):
             column, told = columns_of(told)
             columns = *columns, column
         infos: dict[str, Any] = {}
+        all_ = [*range(self.num_envs)]
         for each in columns:
             for key, (which, values) in each.items():
+                if key not in infos and which == all_:
+                    infos[key], infos[f"_{key}"] = values, np.ones(self.num_envs, np.bool_)
+                    continue
                 if key not in infos:
                     infos[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
                     infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)

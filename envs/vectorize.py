@@ -33,6 +33,7 @@ _GAIN = 0.9
 _VECTOR_VERSIONS = {
     f"gymnasium.envs.{theirs}": f"pgce.envs.{ours}"
     for theirs, ours in (
+        ("classic_control.cartpole:CartPoleEnv", "classic_control:CartPoleVectorEnv"),
         ("classic_control.acrobot:AcrobotEnv", "classic_control:AcrobotVectorEnv"),
         ("classic_control.mountain_car:MountainCarEnv", "classic_control:MountainCarVectorEnv"),
         (
@@ -219,7 +220,8 @@ def _make(
     apart: dict[str, Any],
 ) -> VectorEnv[Any, Any, Any]:
     missing = f"{spec.id} has no vector version of its own"
-    if spec.vector_entry_point is None and vectorization in ("auto", "vector_entry_point"):
+    theirs = (None, "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
+    if spec.vector_entry_point in theirs and vectorization in ("auto", "vector_entry_point"):
         # None is what an environment has anyway, and our versions draw nothing.
         own_kwargs = {name: value for name, value in kwargs.items() if (name, value) != ("render_mode", None)}
         try:

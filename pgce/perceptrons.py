@@ -210,6 +210,11 @@ def _together(x: Tensor, chains: Sequence[_Chain]) -> list[Tensor]:
     return [*result]
 
 
+# As torch, without a warning: who uses the numbers looks whether they are finite.
+_quietly = np.errstate(over="ignore", invalid="ignore")
+
+
+@_quietly
 def _run(x: Array, chain: _Chain, layers: Layers, memory: Sequence[Array | None] = ()) -> tuple[Array, ...]:
     """The output, and what each of the `layers` read; what it gives is written into the `memory` there is."""
     activation, seen = chain.activation, [x]
@@ -241,6 +246,7 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_quietly
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if any(value._version != version for value, version in ctx.watched):
             raise RuntimeError("what a perceptron was computed from has been changed before its gradient")

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
@@ -20,6 +20,7 @@ from pgce.envs.guard import EnvironmentFault
 from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.heads import PolicyHead
+from pgce.perceptrons import frozen
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
@@ -222,6 +223,7 @@ class Collector:
         self.policy = policy
         self.num_steps = num_steps
         self.mode = _autoreset_mode(envs)
+        self._late = self.mode == AutoresetMode.NEXT_STEP  # an episode begins a step after the last has ended
         self.device = device or torch.device("cpu")
         self.generator = generator
         self._observations = observations(envs.single_observation_space)
@@ -264,58 +266,57 @@ class Collector:
         Raises:
             EnvironmentFault: an environment gave an observation or reward that is not finite.
         """
-        steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
+        steps, n, envs, policy = self.num_steps, self.envs.num_envs, self.envs, _frozen(self.policy)
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
+        rows = observation.unbind(0)
+        memory = observation.numpy() if self.device.type == "cpu" else None  # to write them without torch
         action: list[Tensor] = []
         logits: list[Tensor] = []
+        states = [self._state]
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
+        # Whether an episode begins with an observation is whether one ended with the step before, or, by
+        # NEXT_STEP, with the one before that.
+        known = np.stack([self._first, self._resetting][: 1 + self._late])
+        ended = np.concatenate([known, np.empty((steps, n), np.bool_)])
+        first, done = ended[: steps + 1], ended[1 + self._late :]
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-        rows = observation.unbind(0)
-        first = np.empty((steps + 1, n), np.bool_)
-        states = [self._state]
-        first[0] = self._first
-        with torch.no_grad():
+        with torch.inference_mode():
             for t in range(steps):
                 if self.state_size:
-                    now, state = self._remember(rows[t], self._place(first[t]), states[t])
-                    logits.append(now)
+                    now, state = policy.step(rows[t], self._place(first[t]), states[t])
                     states.append(state)
                 else:
-                    logits.append(self.policy(rows[t]))
-                action.append(self._act(logits[t]))
+                    now = policy(rows[t])
+                logits.append(now)
+                action.append(self._act(now))
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
                     self._actions.decode(action[t])
                 )
-                done = terminated[t] | truncated[t]
+                np.logical_or(terminated[t], truncated[t], out=done[t])
                 if "env_restarted" in info:
                     lost[t] = info["env_restarted"]
-                if self.mode != AutoresetMode.NEXT_STEP and done.any():
-                    ended = done.nonzero()[0]
+                encoded = self._encoded(following, info)
+                if not self._late and done[t].any():
+                    which = done[t].nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
-                        last = self._stacked([info["final_obs"][i] for i in ended])
-                        finals.append((t * n + ended, self._encoded(last, {})))
-                        encoded = self._encoded(following, info)
+                        last = self._stacked([info["final_obs"][i] for i in which])
+                        finals.append((t * n + which, self._encoded(last, {})))
                     else:
-                        encoded = self._encoded(following, info)
-                        finals.append((t * n + ended, encoded[ended]))
-                        begun, info = envs.reset(options={"reset_mask": done})
+                        finals.append((t * n + which, encoded[which]))
+                        begun, info = envs.reset(options={"reset_mask": done[t].copy()})
                         encoded = encoded.copy()
-                        encoded[ended] = self._encoded(begun, info)[ended]
+                        encoded[which] = self._encoded(begun, info)[which]
+                if memory is None:
+                    rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:
-                    encoded = self._encoded(following, info)
-                rows[t + 1].copy_(torch.from_numpy(encoded))
-                first[t + 1], self._resetting = (
-                    (self._resetting, done)
-                    if self.mode == AutoresetMode.NEXT_STEP
-                    else (done, self._resetting)
-                )
-        self._observation, self._first, self._state = rows[steps], first[steps], states[-1]
-        done = terminated | truncated
+                    memory[t + 1] = encoded
+        self._observation, self._state = rows[steps], states[-1]
+        self._first, self._resetting = first[steps], ended[-1] if self._late else self._resetting
         # A step that resets an environment is no transition.
-        valid = ~lost & ~first[1:] if self.mode == AutoresetMode.NEXT_STEP else ~lost
+        valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
@@ -407,17 +408,12 @@ class Collector:
             if self.state_size:
                 first = torch.tensor([state is None], device=self.device)
                 before = encoded.new_zeros(1, self.state_size) if state is None else state
-                logits, state = self._remember(encoded, first, before)
+                policy: Any = self.policy
+                logits, state = policy.step(encoded, first, before)
             else:
                 logits = self.policy(encoded)
             action = self._actions.head.mode(logits) if greedy else self._sample(logits)
         return next(iter(iterate(self.envs.action_space, self._actions.decode(action)))), state
-
-    def _remember(self, observation: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits and the memory after them, of a policy that has one."""
-        policy: Any = self.policy
-        result: tuple[Tensor, Tensor] = policy.step(observation, first, state)
-        return result
 
     def encode(self, observation: Any, action_mask: Any = None) -> Tensor:
         """What the policy sees, (M, ...), of M observations batched as the environments batch theirs.
@@ -460,6 +456,10 @@ class Collector:
     def _check_finite(
         self, observation: Tensor, reward: NDArray[np.float32], final: NDArray[np.float32]
     ) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = observation.sum().item(), reward.sum(), final.sum()
+        if np.isfinite(sums).all():  # as they are of numbers that are, and not very large
+            return
         for name, good in (
             ("an observation", observation.flatten(2).isfinite().all(-1).cpu().numpy()),
             ("a reward", np.isfinite(reward)),
@@ -480,19 +480,23 @@ class Collector:
         self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return, length and environment of the episodes that ended; the unfinished ones are carried on."""
-        returns = self._return + (reward.astype(np.float64) * valid).cumsum(0)  # (T, N), running
-        lengths = self._length + valid.cumsum(0)
-        env, t = done.T.nonzero()  # the ends, environment by environment
-        first = np.diff(env, prepend=-1) != 0  # an environment's first end here
-        ended_return, ended_length = returns[t, env], lengths[t, env]
-        episode_return = np.where(first, ended_return, np.diff(ended_return, prepend=0.0))
-        episode_length = np.where(first, ended_length, np.diff(ended_length, prepend=0))
-        self._return, self._length = returns[-1].copy(), lengths[-1].copy()
-        last = np.diff(env, append=-1) != 0
-        self._return[env[last]] -= ended_return[last]
-        self._length[env[last]] -= ended_length[last]
-        order = np.lexsort((env, t))
-        return episode_return[order], episode_length[order], env[order]
+        steps, n = done.shape
+        paid, taken = np.zeros((n, steps + 1)), np.zeros((n, steps + 1), np.int64)  # none of them at the end
+        paid[:, :steps], taken[:, :steps] = (reward * valid).T, valid.T
+        begins = np.ones(
+            (n, steps + 1), np.bool_
+        )  # a part of an episode, which ends or is the environment's last
+        begins[:, 1:] = done.T
+        start = begins.ravel().nonzero()[0]
+        env, t = np.divmod(start, steps + 1)
+        first, unfinished = t == 0, np.append(t[1:] == 0, True)
+        returns, lengths = np.add.reduceat(paid.ravel(), start), np.add.reduceat(taken.ravel(), start)
+        returns[first] += self._return
+        lengths[first] += self._length
+        self._return, self._length = returns[unfinished], lengths[unfinished]
+        ended = (~unfinished).nonzero()[0]
+        ended = ended[t[ended + 1].argsort(kind="stable")]  # in the order of their ends
+        return returns[ended], lengths[ended], env[ended]
 
 
 class Player:
@@ -608,6 +612,14 @@ def evaluate(
                 returns.append(float(episode_return))
                 lengths.append(int(length))
     return np.array(returns), np.array(lengths)
+
+
+def _frozen(policy: Policy) -> Any:
+    """The policy with its weights of now; itself if it is of another's making, who may keep more in it."""
+    if isinstance(policy, nn.Module):
+        homes = {type(module).__module__.partition(".")[0] for module in policy.modules()}
+        return frozen(policy) if homes <= {"torch", "pgce"} else policy
+    return policy
 
 
 def _autoreset_mode(envs: gym.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:

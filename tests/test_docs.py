@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -85,6 +87,16 @@ def test_pages_that_are_made_are_whole(made):
     for home in homes:
         page = f"reference/{home.removeprefix('pgce.')}.md"
         assert f"::: {home}\n" in made[page]
+
+
+def test_figures_on_scaling_are_the_committed_ones(docs, repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    tables = runpy.run_path(str(repository / "benchmarks" / "rounds.py"))["tables"]
+    with (repository / "benchmarks" / "results" / "scale.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (docs / "scaling.md").read_text(encoding="utf-8")
+    for marker, text in tables(rows).items():
+        assert f"<!-- {marker} -->\n{text}\n<!-- /{marker} -->" in page
 
 
 @pytest.mark.slow

@@ -94,6 +94,13 @@ def test_a_change_before_the_gradient_is_refused():
         loss.backward()
 
 
+def test_numbers_that_are_not_finite_pass_through():
+    network, x = mlp(5, 3), torch.full((2, 5), float("inf"))
+    (0 * network(x)).sum().backward()
+    assert network[0].weight.grad.isnan().any()
+    assert frozen(mlp(5, 3, (4,), "relu"))(x).isfinite().logical_not().any()
+
+
 def test_there_is_one_derivative():
     x = torch.randn(8, 5, requires_grad=True)
     (first,) = torch.autograd.grad(mlp(5, 3)(x).square().sum(), x, create_graph=True)

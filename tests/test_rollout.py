@@ -270,3 +270,36 @@ def test_sequences_are_a_batch_whose_parts_are_whole():
     assert sum(part.count for part in parts) == batch.count
     again = rollout.cross_entropy_under(Widened(model.policy))
     torch.testing.assert_close(again, rollout.cross_entropy, rtol=0, atol=1e-12)
+
+
+class Counting(nn.Module):
+    """A policy that keeps something in itself, which no copy may get instead."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.calls = mlp(4, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.network(x)
+
+
+def test_policies_of_another_s_making_are_called_themselves():
+    policy = Counting()
+    Collector(pgce.envs.make("CartPole-v1", 3), policy, 7, seed=1).collect()
+    assert policy.calls == 7
+
+
+def test_the_policy_s_weights_are_those_of_now():
+    policy = mlp(4, 2)
+    collector = Collector(pgce.envs.make("CartPole-v1", 3), policy, 7, seed=1)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter += 0.5
+        rollout = collector.collect()
+        with torch.no_grad():
+            logits = policy(rollout.observation[:-1].flatten(0, 1)).view_as(rollout.logits)
+        torch.testing.assert_close(rollout.logits, logits)
+        assert not rollout.logits.is_inference()
+        assert not rollout.action.is_inference()

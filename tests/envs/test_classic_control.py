@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from pgce.envs import make, reset
 from pgce.envs.classic_control import (
     AcrobotVectorEnv,
+    CartPoleVectorEnv,
     MountainCarContinuousVectorEnv,
     MountainCarVectorEnv,
     PendulumVectorEnv,
@@ -17,6 +18,7 @@ from pgce.envs.classic_control import (
 
 VERSIONS = {
     "Acrobot-v1": AcrobotVectorEnv,
+    "CartPole-v1": CartPoleVectorEnv,
     "MountainCar-v0": MountainCarVectorEnv,
     "MountainCarContinuous-v0": MountainCarContinuousVectorEnv,
     "Pendulum-v1": PendulumVectorEnv,
@@ -24,6 +26,7 @@ VERSIONS = {
 # Least and greatest state: wide enough for walls, goals, speed limits and full turns.
 RANGES = {
     "Acrobot-v1": ([-np.pi, -np.pi, -12.5, -28], [np.pi, np.pi, 12.5, 28]),
+    "CartPole-v1": ([-2.4, -3, -0.2095, -3], [2.4, 3, 0.2095, 3]),
     "MountainCar-v0": ([-1.2, -0.07], [0.5, 0.07]),
     "MountainCarContinuous-v0": ([-1.2, -0.07], [0.45, 0.07]),
     "Pendulum-v1": ([-10, -8], [10, 8]),
@@ -119,9 +122,13 @@ def test_a_whole_trajectory_is_gymnasium_s(env_id):
     ours, theirs = pair(env_id, 8)
     copy_state(ours, theirs, range(8))
     generator = np.random.default_rng(2)
-    for _ in range(100):
+    for t in range(100):
         action = sample(ours, generator)
         mine, reference = ours.step(action), theirs.step(action)
+        assert (mine[2] == reference[2]).all()
+        if mine[2].any():  # begins anew, elsewhere; CartPole falls
+            assert t > 7
+            break
         np.testing.assert_allclose(mine[0], reference[0], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(mine[1], reference[1], rtol=1e-4, atol=1e-4)
 

@@ -67,7 +67,11 @@ def test_neighbouring_seeds_share_no_environment():
         (("os:CartPole-v1", 2), {}, "names a module, whose code would be run"),
         (
             ("CartPole-v1", 2),
-            {"vectorization": "vector_entry_point", "autoreset_mode": AutoresetMode.DISABLED},
+            {
+                "vectorization": "vector_entry_point",
+                "autoreset_mode": AutoresetMode.DISABLED,
+                "sutton_barto_reward": True,
+            },
             "resets by AutoresetMode.NEXT_STEP: AutoresetMode.DISABLED was asked for",
         ),
     ],
