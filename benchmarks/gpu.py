@@ -234,7 +234,8 @@ def main() -> None:
     card, rows = torch.cuda.get_device_name(), []
     for name in given.parts or PARTS:
         for row in PARTS[name](given.quick):
-            rows.append(dict(zip(FIELDS, (card, torch.__version__, *row), strict=True)))
+            numbers = [f"{number:.4g}" for number in row[3:]]
+            rows.append(dict(zip(FIELDS, (card, torch.__version__, *row[:3], *numbers), strict=True)))
             show(rows[-1:])
     show(rows)
     if not given.parts and not given.quick:
