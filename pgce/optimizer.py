@@ -361,18 +361,18 @@ class Optimizer:
     def launch(self) -> None:
         """An update as the device makes it by itself: all of it can be recorded, and replayed."""
         gradients, norm = self._gradients()
-        torch.where(
-            self.not_finite == 0, norm, self._norm, out=self._norm
-        )  # the first that is not finite stays
+        fine = self.not_finite == 0
+        torch.where(fine, norm, self._norm, out=self._norm)  # the first that is not finite stays
         torch.ne(0 * self._norm, 0, out=self.not_finite)
         self._missed += self.not_finite
         for group in self.torch_optimizer.param_groups:
             group["lr"] = self._rate
         how: Any = self.torch_optimizer  # whose kernel divides gradients, and changes nothing, by these two
-        how.grad_scale, how.found_inf = None, self.not_finite
+        how.found_inf = self.not_finite
         if self.max_grad_norm is not None:
             how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
-        self.torch_optimizer.step()
+        how.step()
+        how.grad_scale = how.found_inf = None
         for gradient in gradients:
             gradient.zero_()
         for average, flat in zip(self._average, self._flat, strict=False):

@@ -152,6 +152,23 @@ def test_a_state_of_updates_that_failed_is_not_told():
         trainer.optimizer.state_dict()
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.usefixtures("unwaited")
+def test_a_state_before_the_first_update_is_gone_on_from(name):
+    ours, theirs = (made(name, max_grad_norm=1e-3) for _ in range(2))
+    start, model = ours.optimizer.state_dict(), copy.deepcopy(ours.model.state_dict())
+    some = batches([8] * 4)
+    for batch in some:
+        ours.step(batch)
+    ours.optimizer.load_state_dict(start)
+    ours.model.load_state_dict(model)
+    ours.optimizer.max_grad_norm = theirs.optimizer.max_grad_norm = None
+    for batch in some:
+        ours.step(batch)
+        theirs.step(batch)
+    assert_close(ours, theirs)
+
+
 def test_what_needs_the_host_waits(monkeypatch):
     monkeypatch.setattr(optimizer, "_UNWAITED", {"cpu"})
     for name, options in (("rmsprop", {}), ("adam", {"max_skips": 1}), ("adam", {"fused": False})):
