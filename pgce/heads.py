@@ -141,7 +141,7 @@ class Categorical:
         """Refuse class ids outside 0..K−1 (some devices would compute with them)."""
         if target.is_floating_point() or target.dtype == torch.bool or target.numel() == 0:
             return
-        low, high = (int(edge) for edge in torch.aminmax(target))
+        low, high = torch.stack(torch.aminmax(target)).tolist()
         if low < 0 or high >= logits.shape[-1]:
             raise _class_id_error(low, high, logits.shape[-1])
 

@@ -79,9 +79,14 @@ def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | fl
     return weighted(cross_entropy, weight).sum() / divisor if loss is None else loss
 
 
-def _dot(cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float) -> Tensor | None:
-    """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite."""
-    few = cross_entropy.numel() <= _FEW and cross_entropy.device.type == "cpu"
+def _dot(
+    cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float, *, waits: bool = False
+) -> Tensor | None:
+    """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite.
+
+    On a GPU only if it `waits` for the device.
+    """
+    few = cross_entropy.numel() <= _FEW and (waits or cross_entropy.device.type == "cpu")
     if not few or torch.compiler.is_compiling():
         return None
     constant = _constant(weight, cross_entropy) / divisor
@@ -151,18 +156,20 @@ def weighted_cross_entropy(
         logits, target = logits[mask], target[mask]
         weight = None if weight is None else weight[mask]
     target = target.detach()
-    cross_entropy = head.cross_entropy(logits, target)
     ids = isinstance(head, Categorical) and not target.is_floating_point()
+    if not torch.compiler.is_compiling() and ids and logits.device.type != "cpu":
+        head.check(logits, target)  # before: a GPU that computes with such ids fails for good
+    cross_entropy = head.cross_entropy(logits, target)
     if reduction == "none":
         loss = weighted(cross_entropy, weight)
     else:
         divisor = _divisor(reduction, cross_entropy, weight)
-        product = None if weight is None else _dot(cross_entropy, weight, divisor)
+        product = None if weight is None else _dot(cross_entropy, weight, divisor, waits=True)
         if product is not None and ids and mask is None:  # all is finite, and a softmax hides nothing
             return product
         loss = weighted(cross_entropy, weight).sum() / divisor if product is None else product
     if not torch.compiler.is_compiling():
-        if not ids or logits.device.type != "cpu":  # where the cross-entropy has refused them already
+        if not ids:  # which were checked already, on a CPU by the cross-entropy
             head.check(logits, target)
         finite = math.isfinite(loss.item()) if loss.ndim == 0 else bool(loss.isfinite().all())
         if not finite or _hides(logits, target, weight, cross_entropy, ids):
@@ -205,8 +212,8 @@ def linear_cross_entropy(
         reduction: as in `weighted_cross_entropy`.
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · y + ε/K.
         chunk_size: examples whose logits are held at a time (about four tensors of that size). None takes as
-            many as have 2²⁴ logits together, 64 MiB in float32, but no fewer than 64: each chunk goes once
-            over the whole matrix and its gradient.
+            many as have 2²⁴ logits together, 64 MiB in float32 (on a GPU four times as many), but no fewer
+            than 64: each chunk goes once over the whole matrix and its gradient.
 
     Returns:
         The loss in nats. A batch in which no example counts gives 0 with zero gradient.
@@ -251,7 +258,7 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing lies in [0, 1]: label_smoothing is {label_smoothing}")
     examples, classes = hidden.shape[:-1], len(vocabulary_weight)
     if chunk_size is None:
-        chunk_size = max(64, 2**24 // classes)
+        chunk_size = max(64, 2 ** (26 if hidden.is_cuda else 24) // classes)
     elif not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise ValueError(f"chunk_size is a whole number >= 1 or None: chunk_size is {chunk_size!r}")
     _check_weight(weight, examples)

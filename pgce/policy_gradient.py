@@ -402,8 +402,7 @@ class Minibatched(Agent):
 
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
         """Minibatches of the rollout in random order, epoch after epoch."""
-        for _ in range(self.update_epochs):
-            yield from batch.shuffled(self.num_minibatches, generator)
+        return batch.shuffled(self.num_minibatches, generator, self.update_epochs)
 
 
 def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
@@ -514,7 +513,7 @@ class _Training:
             raise ValueError(
                 "an agent with a memory learns from what it does itself: another policy acts here"
             )
-        self.trainer = Trainer(self.model, terms, agent.build_optimizer(self.model))
+        self.trainer = Trainer(self.model, terms, agent.build_optimizer(self.model), by_row=True)
         self.evaluation = _Evaluation(agent, eval_envs, self.model.policy, seeds[3], device)
         self.groups = np.random.SeedSequence(seeds[1])
         self.shuffle = torch.Generator().manual_seed(seeds[4])

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pgce import processes
+from pgce import graphs, processes
 from pgce.heads import Head
 from pgce.machine import keep_memory
 from pgce.objective import objective
@@ -153,7 +153,9 @@ class Batch:
         every = Batch(self.input, self.columns)
         return every.rows(self.mask.nonzero().squeeze(1) if self.mask.ndim == 1 else self.mask)
 
-    def shuffled(self, parts: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+    def shuffled(
+        self, parts: int, generator: torch.Generator | None = None, passes: int = 1
+    ) -> Iterator[Batch]:
         """The rows that count in random order, cut into `parts` batches of nearly equal size.
 
         Sequences, whose mask is (B, L), stay whole.
@@ -161,15 +163,17 @@ class Batch:
         Args:
             parts: how many batches; fewer come if there are fewer rows.
             generator: of random numbers, on the CPU.
+            passes: how often, each time in another order.
         """
         if parts < 1:
             raise ValueError(f"a batch is cut into one or more parts: parts is {parts}")
         kept, rows = self, torch.arange(len(self), device=self._some.device)
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
-        order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
-        for index in order.tensor_split(min(parts, max(len(rows), 1))):
-            yield kept.rows(index)
+        for _ in range(passes):
+            order = rows[torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)]
+            for index in order.tensor_split(min(parts, max(len(rows), 1))):
+                yield kept.rows(index)
 
 
 Rule = Callable[[Tensor, Batch], Tensor | None]
@@ -219,6 +223,8 @@ class Term:
 class Report:
     """What one term saw in one step: constants, from which every metric is computed.
 
+    On a GPU that replays its steps all but the loss hold until the next step.
+
     Attributes:
         logits: what the head read, of the examples that count.
         target: y.
@@ -247,6 +253,11 @@ class Trainer:
         micro_batch_size: rows that go through the model at once; None is all. The gradients of the pieces add
             up to that of the batch, whose update alone is made: less memory, the same step (but for layers
             that look across a batch, such as batch normalisation).
+        by_row: model and rules look at each row by itself, so that on a GPU a recorded step serves smaller
+            batches too.
+
+    On a GPU, steps on batches of one shape are recorded and replayed (`pgce.graphs`) where model, heads and
+    rules are known to depend on nothing else: those of torch and of this package, and your own which say so.
 
     Example:
         >>> import torch
@@ -267,6 +278,8 @@ class Trainer:
         terms: Mapping[str, Term],
         optimizer: Optimizer,
         micro_batch_size: int | None = None,
+        *,
+        by_row: bool = False,
     ) -> None:
         if not terms:
             raise ValueError("an objective has at least one term: terms is empty")
@@ -276,29 +289,97 @@ class Trainer:
         self.model = model
         self.terms = dict(terms)
         self.optimizer = optimizer
+        self._parts = list(model.modules())
+        # Of deferred updates: the losses of the last, and of the last that was finite or first that was not.
+        self._last, self._losses = torch.empty(2, 0)
+        self._recorder: graphs.Recorder | None = None
+        rules = [rule for term in terms.values() for rule in (term.target, term.weight, term.head)]
+        if optimizer.defers and micro_batch_size is None and graphs.constant(model, *rules):
+            counts = all(term.divisor is count for term in terms.values())
+            self._recorder = graphs.Recorder(self._launch, by_row=by_row and counts)
+        self._recorded = tuple(self.terms.values())  # others, by which someone replaces them, are not
         keep_memory()
 
     def step(self, batch: Batch) -> dict[str, Report]:
         """One update on one batch; the report of each term, as it was before the update.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; the model is left as it was.
+            FloatingPointError: loss or gradient is not finite; the model is left as it was. (On a GPU that is
+                found later, see `look`.)
         """
         if batch.mask is not None and batch.mask.ndim == 1:  # the model need not see rows that don't count
             batch = batch.counted()
-        divisors = self._divisors(batch)
+        if self.optimizer.deferred:
+            return self._deferred(batch)
+        reports = self._backward(batch)
+        try:
+            self.optimizer.step()
+        except FloatingPointError as error:  # the losses are those of this process's rows
+            raise self._with_losses(error, [report.loss.item() for report in reports.values()]) from None
+        return reports
+
+    def look(self) -> None:
+        """Wait for deferred updates, if there are any (`train` does so after each round).
+
+        Raises:
+            FloatingPointError: loss or gradient was not finite; the model is left as it was before that step.
+        """
+        self._end(self.optimizer.look)
+
+    def _deferred(self, batch: Batch) -> dict[str, Report]:
+        """A step whose end is not waited for."""
+        self.optimizer.set_rates()
+        if len(self._losses) != len(self.terms):
+            place = batch._some.device
+            self._last, self._losses = torch.zeros(2, len(self.terms), device=place)
+            self._repeated = graphs.Repeated(self._update, place)
+        if tuple(self.terms.values()) != self._recorded:
+            self._recorder = None
+        if self._recorder is None:
+            reports = self._launch(batch)
+        else:
+            modes = tuple(part.training for part in self._parts)
+            reports = self._recorder(batch, modes, self.optimizer.constants)
+        self._end(self.optimizer.launched)
+        return reports
+
+    def _end(self, end: Callable[[], None]) -> None:
+        """The end of a deferred step, or of several; an error tells the losses too."""
+        try:
+            end()
+        except FloatingPointError as error:
+            raise self._with_losses(error, self._losses.tolist()) from None
+
+    def _with_losses(self, error: FloatingPointError, losses: list[float]) -> FloatingPointError:
+        found = ", ".join(f"{name} {loss:g}" for name, loss in zip(self.terms, losses, strict=True))
+        return FloatingPointError(f"{error} (losses: {found})")
+
+    def _launch(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
+        """All that a step asks of the device, which is not asked what came of it."""
+        reports = self._backward(batch, counts)
+        self._last.copy_(torch.stack([report.loss for report in reports.values()]))
+        self.optimizer.adopt_gradients()
+        self._repeated(self.optimizer.constants)
+        return reports
+
+    def _update(self) -> None:
+        """The update from gradients that are there: the same for every batch."""
+        torch.where(self.optimizer.not_finite == 0, self._last, self._losses, out=self._losses)
+        self.optimizer.launch()
+
+    def _backward(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
+        """The gradient of the objective; the report of each term."""
+        if counts is None:
+            divisors = self._divisors(batch)
+        else:
+            divisors = dict.fromkeys(self.terms, counts.sum().clamp(min=1))
         pieces: list[dict[str, Report]] = []
         for piece in batch.split(self.micro_batch_size):
-            loss, reports = self._objective(piece, divisors)
+            loss, reports = self._objective(piece, divisors, *(() if counts is None else (counts,)))
             self.optimizer.scaled(loss).backward()
             pieces.append(reports)
         if len(pieces) > 1:
             reports = {name: _joined([piece[name] for piece in pieces], batch) for name in self.terms}
-        try:
-            self.optimizer.step()
-        except FloatingPointError as error:  # the losses are those of this process's rows
-            found = ", ".join(f"{name} {report.loss.item():g}" for name, report in reports.items())
-            raise FloatingPointError(f"{error} (losses: {found})") from None
         return reports
 
     def _divisors(self, batch: Batch) -> dict[str, Tensor | float]:
@@ -311,9 +392,12 @@ class Trainer:
         return dict(zip(self.terms, map(max, together, least), strict=True))
 
     def _objective(
-        self, batch: Batch, divisors: Mapping[str, Tensor | float]
+        self, batch: Batch, divisors: Mapping[str, Tensor | float], counts: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Report]]:
-        """The sum of the terms' losses on a batch, or a piece of one, and what each term saw."""
+        """The sum of the terms' losses on a batch, or a piece of one, and what each term saw.
+
+        Rows (B,) that do not count fill a batch that is recorded: they add nothing to the loss.
+        """
         with self.optimizer.autocast():
             outputs = self.model(batch.input)
         examples = batch.counted()
@@ -332,11 +416,18 @@ class Trainer:
                 seen = examples.with_columns(logits=constant, y=target)
             with torch.no_grad():
                 weight = _apply(term.weight, cross_entropy.detach(), seen)
-            loss = objective(cross_entropy, weight, divisors[name])
+            used = weight if counts is None else _of_rows(counts, weight, cross_entropy.detach())
+            loss = objective(cross_entropy, used, divisors[name])
             loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)
             reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
         return sum(losses[1:], losses[0]), reports
+
+
+def _of_rows(counts: Tensor, weight: Tensor | None, like: Tensor) -> Tensor:
+    """The weights, 1 if None, of the rows that count; 0 of the others."""
+    counts = counts.view(-1, *[1] * (like.ndim - 1))
+    return (torch.ones_like(like) if weight is None else weight).where(counts, 0)
 
 
 def _joined(pieces: list[Report], batch: Batch) -> Report:
@@ -397,5 +488,6 @@ def train(
             ends = None if stop is None else stop(reports)
             if ends is not None and processes.any_of(ends):
                 break
+        trainer.look()
         if after is not None and processes.any_of(bool(after(n, reports))):
             break
