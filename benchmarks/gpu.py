@@ -1,9 +1,9 @@
 """What a GPU makes of agents, updates, fits and losses, beside a CPU or torch by hand.
 
-    python benchmarks/gpu.py                all (about four minutes), the table and benchmarks/results/gpu.csv
+    python benchmarks/gpu.py                all (about four minutes), benchmarks/results/gpu.csv, the README
     python benchmarks/gpu.py fit update     parts, by name: envs, update, fit, objective, linear; no CSV
     python benchmarks/gpu.py --quick        once and small, no CSV: does everything run?
-    python benchmarks/gpu.py --show         the table of the committed CSV
+    python benchmarks/gpu.py --show         the committed CSV, printed and into the README
 
 A number is the median of its repeats, which take turns with those it is compared to.
 """
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from linear_cross_entropy import inputs as linear_inputs
 from linear_cross_entropy import loss_of
-from shared import read, write
+from shared import put_into_readme, read, write
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -214,6 +214,19 @@ def show(rows):
         print(f"{row['what']:<36} {row['how']:<28} {float(row['median']):>12,.4g} {row['unit']}")
 
 
+def table():
+    """The medians of the CSV as a Markdown table, a line for each thing that was measured."""
+    rows, lines = read("gpu.csv"), defaultdict(list)
+    for row in rows:
+        median = float(row["median"])
+        told = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"
+        lines[row["what"], row["unit"]].append(f"{row['how']} {told}")
+    head = f"| {rows[0]['card']}, torch {rows[0]['torch']} | unit | median |\n|---|---|---|\n"
+    return head + "\n".join(
+        f"| {what} | {unit} | {'; '.join(told)} |" for (what, unit), told in lines.items()
+    )
+
+
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -225,6 +238,7 @@ def main() -> None:
         parser.error(f"parts are {', '.join(PARTS)}: there is no {min(unknown)}")
     if given.show:
         show(read("gpu.csv"))
+        put_into_readme("gpu", table())
         return
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device at hand")
@@ -240,6 +254,7 @@ def main() -> None:
     show(rows)
     if not given.parts and not given.quick:
         write("gpu.csv", rows)
+        put_into_readme("gpu", table())
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def test_the_results_are_the_committed_ones(readme, repository, monkeypatch):
         ("agents", "agents"),
         ("tokens", "tokens"),
         ("speed", "speed"),
+        ("gpu", "gpu"),
     ):
         benchmark = runpy.run_path(str(repository / "benchmarks" / f"{name}.py"))
         shown = readme.split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]
