@@ -99,7 +99,8 @@ def test_groups_begin_alike_and_play_one_episode():
         end = int(done[:, n].nonzero()[0])
         assert first[: end + 1, n].all()
         assert not first[end + 1 :, n].any()
-    native = Collector(pgce.envs.make("CartPole-v1", 6), mlp(4, 2), 5, seed=0)
+    theirs = pgce.envs.make("CartPole-v1", 6, sutton_barto_reward=True)  # Gymnasium's own version
+    native = Collector(theirs, mlp(4, 2), 5, seed=0)
     for each, size in ((collector, 4), (native, 2)):
         with pytest.raises(ValueError, match=f"groups of {size} environments"):
             each.reset(1, size)

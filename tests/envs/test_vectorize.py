@@ -135,7 +135,7 @@ def test_a_module_runs_only_when_allowed(tmp_path, monkeypatch):
 
 
 def test_closing_async_ends_its_processes():
-    envs = make("CartPole-v1", 2, vectorization="async")
+    envs = make("CartPole-v1", 2, vectorization="async", env_workers=2)
     reset(envs, 0)
     processes = envs.processes
     assert all(process.is_alive() for process in processes)
