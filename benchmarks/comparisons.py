@@ -160,7 +160,7 @@ PARTS: dict[str, tuple[Case, ...]] = {
             (_pgce(_same(512, 300_000)), _rejax(_same(512, 300_000))),
         ),
     ),
-    "robots": (_robot("LunarLander-v3", 16, 98_304), _robot("HalfCheetah-v5", 64, 40_960)),
+    "robots": (_robot("LunarLander-v3", 64, 40_960), _robot("HalfCheetah-v5", 64, 20_480)),
     "envs": tuple(_environments(env_id, number) for number in (64, 512) for env_id in _ENVIRONMENTS),
     "fit": (_fit(32), _fit(4_096)),
     "objective": tuple(

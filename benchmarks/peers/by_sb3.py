@@ -108,13 +108,13 @@ def steps(given: Namespace) -> None:
 def robots(given: Namespace) -> None:
     """The numbers of pgce's presets of these environments."""
     lander = given.env_id == "LunarLander-v3"
-    number, length, epochs, minibatches = (16, 256, 4, 16) if lander else (64, 32, 10, 32)
+    number, length, epochs, minibatches = (64, 64, 4, 4) if lander else (64, 64, 10, 8)
     several = given.vectorization == "async"
     how = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}} if several else {}
     envs = VecNormalize(make_vec_env(given.env_id, number, seed=given.seed, **how))
     model = PPO(
         "MlpPolicy", envs, n_steps=length, batch_size=number * length // minibatches, n_epochs=epochs,
-        learning_rate=1e-3 if lander else 3e-4, gamma=0.999 if lander else 0.99,
+        learning_rate=3e-3 if lander else 1e-3, gamma=0.999 if lander else 0.99,
         gae_lambda=0.98 if lander else 0.95, ent_coef=0.01 if lander else 0.0, policy_kwargs=TWO,
         seed=given.seed, device="cpu",
     )  # fmt: skip
