@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -125,9 +126,12 @@ class _Activation:
     shift: float = 0.0
 
 
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
 def _through_sigmoid(gradient: Array, s: Array) -> None:
     g = torch.from_numpy(gradient)
-    torch.ops.aten.sigmoid_backward.grad_input(g, torch.from_numpy(s), grad_input=g)
+    _sigmoid_backward(g, torch.from_numpy(s), grad_input=g)
 
 
 def _through_relu(gradient: Array, s: Array) -> None:
@@ -163,7 +167,7 @@ class _Chain:
             w, b = weight.detach().numpy(), bias.detach().numpy()
             inner = activation.inner if n < self.activated else 1.0
             if n and activation.shift:
-                b = b + activation.shift * w.sum(1)
+                b = b + activation.shift * w.dot(_ones(w.shape[1], w.dtype))
             scale = inner * activation.factor if n else inner
             result.append((w if scale == 1 else scale * w, b if inner == 1 else inner * b))
         return result
@@ -183,14 +187,14 @@ def _chain(network: nn.Module) -> _Chain | None:
         if type(layer) is nn.Linear and len(weights) == activated:
             weights.append(layer._parameters["weight"])
             biases.append(layer._parameters["bias"])
+            for value in weights[-1], biases[-1]:
+                if value is None or not value.is_cpu or value.dtype is not weights[0].dtype:
+                    return None
         elif type(layer) in _ACTIVATIONS and kind in (None, type(layer)) and len(weights) == activated + 1:
             kind, activated = type(layer), activated + 1
         else:
             return None
-    if kind is None or any(bias is None for bias in biases):
-        return None
-    dtype = weights[0].dtype
-    if dtype not in _TYPES or any(p.dtype != dtype or p.device.type != "cpu" for p in (*weights, *biases)):
+    if kind is None or weights[0].dtype not in _TYPES:
         return None
     return _Chain(_ACTIVATIONS[kind], activated, weights, biases)
 
@@ -216,6 +220,12 @@ def _together(x: Tensor, chains: Sequence[_Chain]) -> list[Tensor]:
     return [*result]
 
 
+@lru_cache(maxsize=8)
+def _ones(number: int, dtype: np.dtype[Any]) -> Array:
+    """So many ones, whose product with rows is their sum, in half of the time."""
+    return np.ones(number, dtype)
+
+
 # As torch, without a warning: who uses the numbers looks whether they are finite.
 _quietly = np.errstate(over="ignore", invalid="ignore")
 
@@ -225,7 +235,7 @@ def _run(x: Array, chain: _Chain, layers: Layers, memory: Sequence[Array | None]
     """The output, and what each of the `layers` read; what it gives is written into the `memory` there is."""
     activation, seen = chain.activation, [x]
     for n, (weight, bias) in enumerate(layers):
-        s = np.matmul(seen[n], weight.T, out=memory[n] if n < len(memory) else None)
+        s = seen[n].dot(weight.T, out=memory[n] if n < len(memory) else None)
         s += bias
         if n < chain.activated:
             activation.apply(s)
@@ -256,7 +266,7 @@ class _Layers(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if any(value._version != version for value, version in ctx.watched):
             raise RuntimeError("what a perceptron was computed from has been changed before its gradient")
-        ones = np.ones(len(gradients[0]), ctx.chains[0][2][0].dtype)
+        ones = _ones(len(ctx.chains[0][2][0]), ctx.chains[0][2][0].dtype)
         on_x: Any = None
         result: list[Tensor] = []
         for gradient, (chain, layers, seen) in zip(gradients, ctx.chains, strict=True):
@@ -269,8 +279,8 @@ class _Layers(torch.autograd.Function):
                     activation.through(g, seen[n + 1])
                 s = seen[n]
                 # The same numbers, the faster way round.
-                on_weight = np.matmul(s.T, g).T if s.shape[1] < g.shape[1] else np.matmul(g.T, s)
-                on_bias = np.dot(ones, g)
+                on_weight = s.T.dot(g).T if s.shape[1] < g.shape[1] else g.T.dot(s)
+                on_bias = ones.dot(g)
                 if n and activation.factor != 1:
                     on_weight *= activation.factor
                 if n and activation.shift:
@@ -280,7 +290,7 @@ class _Layers(torch.autograd.Function):
                 if n == chain.activated and activation.inner != 1:
                     g = activation.inner * g
                 if n or ctx.needs_input_grad[0]:
-                    g = np.matmul(g, layers[n][0])
+                    g = g.dot(layers[n][0])  # which np.matmul does at a tenth of the speed if g is (B, 1)
             result += [*reversed(on_weights), *reversed(on_biases)]
             if ctx.needs_input_grad[0]:
                 g = g if activation.inner == 1 else g / activation.inner

@@ -408,19 +408,18 @@ class Trainer:
             if batch.mask is not None:
                 logits = logits[batch.mask]
             constant = logits.detach()
-            with torch.no_grad():
-                target = _apply(term.target, constant, examples)
+            target = _apply(term.target, constant, examples)
             cross_entropy = term.head.cross_entropy(logits, target)
             seen = examples
             if callable(term.weight) and term.weight is not one:
                 seen = examples.with_columns(logits=constant, y=target)
-            with torch.no_grad():
-                weight = _apply(term.weight, cross_entropy.detach(), seen)
-            used = weight if counts is None else _of_rows(counts, weight, cross_entropy.detach())
+            known = cross_entropy.detach()
+            weight = None if term.weight is one else _apply(term.weight, known, seen)
+            used = weight if counts is None else _of_rows(counts, weight, known)
             loss = objective(cross_entropy, used, divisors[name])
             loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)
-            reports[name] = Report(constant, target, cross_entropy.detach(), weight, loss.detach(), examples)
+            reports[name] = Report(constant, target, known, weight, loss.detach(), examples)
         return sum(losses[1:], losses[0]), reports
 
 
@@ -447,7 +446,10 @@ Value = TypeVar("Value", Tensor, Tensor | None)
 
 
 def _apply(rule: str | Callable[[Tensor, Batch], Value], given: Tensor, batch: Batch) -> Value:
-    return batch[rule] if isinstance(rule, str) else rule(given, batch)
+    if isinstance(rule, str):
+        return batch[rule]
+    with torch.no_grad():
+        return rule(given, batch)
 
 
 Reports = dict[str, Report]
