@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from linear_cross_entropy import inputs as linear_inputs
 from linear_cross_entropy import loss_of
 from shared import put_into_readme, read, write
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 import pgce
@@ -244,7 +243,6 @@ def main() -> None:
         parser.error("there is no CUDA device at hand")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # as agents do
-    threadpool_limits(1)
     card, rows = torch.cuda.get_device_name(), []
     for name in given.parts or PARTS:
         for row in PARTS[name](given.quick):

@@ -1,34 +1,38 @@
-"""Steps that a GPU repeats by itself: recorded once as a CUDA graph, replayed for batches of the same shape.
+"""Steps recorded once and replayed for batches of the same shape, by a CUDA graph or on a CPU by a tape.
 
-A small network's step takes a GPU a fraction of the time that Python takes to ask for it, kernel by kernel.
-A recording is asked for at once. It holds its numbers and choices, but for what tensors hold: so only that is
-recorded which is known to depend on nothing else (`constant`), and which does not ask the device for numbers.
-Of other models' steps the update alone is recorded.
+A small network's step takes a device a fraction of the time that Python takes to ask for it, kernel by
+kernel. A recording is asked for at once. It holds its numbers and choices, but for what tensors hold: so only
+that is recorded which is known to depend on nothing else (`constant`), and which does not ask the device for
+numbers. Of other models' steps a GPU records the update alone.
 """
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pgce.heads import Transformed
+from pgce.tapes import Tape
 from pgce.weights import Product
 
 if TYPE_CHECKING:
     from pgce.trainer import Batch, Report
 
-__all__ = ["Recorder", "Repeated", "constant", "filled_size"]
+__all__ = ["Recorder", "Repeated", "Replayed", "constant", "filled_size", "state_of"]
 
 Step = Callable[..., "dict[str, Report]"]
-"""(batch, which rows count or none) -> reports, without a look at what the device computes."""
+"""(batch, which rows count, how many do in all) -> reports, without a look at what the device computes.
+
+The last two are left out where all rows of the batch count, and nothing else.
+"""
 
 _WAITS = "called a synchronizing CUDA operation"  # as torch says it
 _WATCHED = 2  # steps on batches of a shape, before its recording, in which nothing must wait for the device
@@ -38,44 +42,65 @@ _MOST = 8  # recordings; batches of further shapes are steps as any
 class Recorder:
     """Takes a learner's steps: the first on batches of a shape one by one, later ones by replay.
 
-    Nothing is recorded of a step that waits for the device, since what it would read is of one batch.
+    A GPU records nothing of a step that waits for the device, since what it would read is of one batch. A CPU
+    records the first step while it takes it, unless that needs more time than asking for it. Recorded or not,
+    a CPU computes the same from the same batch, bit by bit.
 
     Args:
         step: all that a step asks of the device.
         by_row: a batch may be filled up with rows that do not count: then a recording serves all sizes up to
             its own.
+        device: a GPU, or the CPU.
     """
 
-    def __init__(self, step: Step, *, by_row: bool) -> None:
+    def __init__(self, step: Step, *, by_row: bool, device: torch.device) -> None:
         self.possible = True
-        self._step, self._by_row = step, by_row
+        self._step, self._by_row, self._on_gpu = step, by_row, device.type == "cuda"
         self._seen: dict[Any, int] = {}
         self._recordings: dict[Any, _Recording] = {}
-        self._pool = torch.cuda.graph_pool_handle()  # for all: no two are replayed at a time
+        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None  # no two replay at a time
 
-    def __call__(self, batch: Batch, *state: Any) -> dict[str, Report]:
-        """The reports of a step on `batch`; `state` is what else the step depends on."""
-        if not self.possible or len(batch) == 0 or batch.mask is not None:
-            return self._step(batch)
+    def __call__(self, batch: Batch, total: float, *state: Any) -> dict[str, Report]:
+        """The reports of a step on `batch`.
+
+        Args:
+            batch: the examples.
+            total: how many count in all processes, by which means are divided if `by_row`.
+            state: what else the step depends on.
+        """
         size = filled_size(len(batch)) if self._by_row else len(batch)
-        key = (
-            size,
-            state,
-            *((name, value.shape[1:], value.dtype) for name, value in _tensors(batch).items()),
-        )
+        key = (size, state, *((name, value.shape[1:], value.dtype) for name, value in _tensors(batch)))
         if (recording := self._recordings.get(key)) is not None:
-            return recording(batch)
+            return recording(batch, total)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
+        recordable = self.possible and len(self._recordings) < _MOST
+        if not self._on_gpu:
+            return self._by_tape(batch, total, size, key if recordable and seen == 1 else None)
+        if not self.possible:
+            return self._step(batch)
         if seen <= _WATCHED:
             return self._watched(batch)
-        if len(self._recordings) == _MOST:
+        if not recordable:
             return self._step(batch)
         try:
-            recording = self._recordings[key] = _Recording(self._step, batch, size, self._by_row, self._pool)
+            recording = self._recordings[key] = _Graph(self._step, batch, size, self._by_row, self._pool)
         except RuntimeError:  # nothing was computed: what was to be recorded cannot be
             self.possible = False
             return self._step(batch)
-        return recording(batch)
+        return recording(batch, total)
+
+    def _by_tape(self, batch: Batch, total: float, size: int, key: Any) -> dict[str, Report]:
+        """A step as it is replayed, recorded if there is a key for it."""
+        if key is None and not self._by_row:
+            return self._step(batch)
+        recording = _Taped(self._step, batch, size, self._by_row)
+        tape = None if key is None else Tape()
+        reports = recording.first(total, tape)
+        if tape is not None:
+            self.possible = tape.possible
+            if tape.whole:
+                self._recordings[key] = recording
+        return reports
 
     def _watched(self, batch: Batch) -> dict[str, Report]:
         """A step; if something in it waits for the device, no step is recorded."""
@@ -93,6 +118,59 @@ class Recorder:
             elif not str(each.message).startswith("Synchronization debug mode is a prototype"):
                 warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return reports
+
+
+class Replayed:
+    """A function of one tensor, without gradients, that a CPU replays.
+
+    What it gives, and random numbers it draws, are what the function gives, bit by bit; it holds until the
+    next call.
+
+    Args:
+        function: (N, D) -> tensors.
+        parts: what it calls: it is replayed if all are `constant`.
+
+    Example:
+        >>> import torch
+        >>> from pgce.graphs import Replayed
+        >>> network = torch.nn.Linear(2, 1, bias=False)
+        >>> double = Replayed(lambda x: (network(2 * x),), network)
+        >>> bool((double(torch.ones(3, 2))[0] == network(2 * torch.ones(3, 2))).all())
+        True
+    """
+
+    def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], *parts: Any) -> None:
+        self._function, self._parts = function, parts
+        self._state: object = None
+        self._play: Callable[[], None] | None = None
+        self._x = torch.empty(0)
+        self._results: Sequence[Tensor] = ()
+
+    def look(self) -> None:
+        """Note what the parts have become. Whoever changes them calls it before the next call."""
+        state = None
+        if constant(*self._parts):
+            state = tuple([state_of(part) for part in self._parts if isinstance(part, nn.Module)])
+        if state != self._state:
+            self._state, self._play = state, None
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """What the function gives for x."""
+        if self._state is None or x.device.type != "cpu":
+            return self._function(x)
+        if self._play is None or self._x.shape != x.shape:
+            with torch.inference_mode(False), torch.no_grad():
+                self._x = x.clone()
+                with Tape() as tape:
+                    results = self._function(self._x)
+                if not tape.whole:
+                    self._state = None
+                    return results
+                self._play, self._results = tape.close(results)
+            return results
+        self._x.copy_(x)
+        self._play()
+        return self._results
 
 
 class Repeated:
@@ -138,28 +216,94 @@ class Repeated:
 class _Recording:
     """A step on tensors that stay where they are, and are kept as long; each batch is copied into them."""
 
-    def __init__(self, step: Step, batch: Batch, size: int, by_row: bool, pool: Any) -> None:
-        given = _tensors(batch)
+    def __init__(self, step: Step, batch: Batch, size: int, by_row: bool) -> None:
+        given = dict(_tensors(batch))
         self._rows = torch.arange(size, device=next(iter(given.values())).device)
         self._tensors = {name: value[self._rows % len(batch)] for name, value in given.items()}
-        self._number = torch.full((), len(batch), device=self._rows.device)
+        self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
         columns = {name: self._tensors["column", name] for name in batch.columns}
         inputs: Any = self._tensors.get(("input", None))
         if isinstance(batch.input, dict):
             inputs = {name: self._tensors["input", name] for name in batch.input}
-        static = replace(batch, input=inputs, columns=columns)
+        self._static = replace(batch, input=inputs, columns=columns)
+        self._step, self._by_row = step, by_row
+
+    def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
+        """The step on a batch."""
+        raise NotImplementedError
+
+    def _fill(self, batch: Batch, total: float) -> None:
+        rows = len(batch)
+        whole = rows == len(self._rows)
+        for name, value in _tensors(batch):
+            place = self._tensors[name]
+            (place if whole else place[:rows]).copy_(value, non_blocking=True)
+        self._number.fill_(rows)
+        self._total.fill_(total)
+
+    def _take(self) -> dict[str, Report]:
+        if self._by_row:
+            return self._step(self._static, self._rows < self._number, self._total)
+        return self._step(self._static)
+
+
+class _Graph(_Recording):
+    """By a CUDA graph."""
+
+    def __init__(self, step: Step, batch: Batch, size: int, by_row: bool, pool: Any) -> None:
+        super().__init__(step, batch, size, by_row)
         self._graph = torch.cuda.CUDAGraph()
         with _recording(self._graph, pool):
-            self._reports = step(static, self._rows < self._number) if by_row else step(static)
+            self._reports = self._take()
 
-    def __call__(self, batch: Batch) -> dict[str, Report]:
+    def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
         """The step on a batch."""
-        rows = len(batch)
-        for name, value in _tensors(batch).items():
-            self._tensors[name][:rows].copy_(value, non_blocking=True)
-        self._number.fill_(rows)
+        self._fill(batch, total)
         self._graph.replay()
-        return {name: _cut(report, batch) for name, report in self._reports.items()}
+        return {
+            name: replace(_cut(report, batch), loss=report.loss.clone())
+            for name, report in self._reports.items()
+        }
+
+
+class _Taped(_Recording):
+    """By a CPU's tape."""
+
+    def first(self, total: float, tape: Tape | None) -> dict[str, Report]:
+        """The step on the batch that this was made for, taken down on a tape."""
+        self._total.fill_(total)
+        with tape or nullcontext():
+            taken = self._take()
+        if tape is not None and tape.whole:
+            found: dict[tuple[str, str], Any] = {
+                (name, field): value
+                for name, report in taken.items()
+                for field, value in vars(report).items()
+                if isinstance(value, Tensor)
+            }
+            self._play, places = tape.close(found.values())
+            placed = dict(zip(found, places, strict=True))
+            self._reports = {
+                name: replace(
+                    report, **cast("Any", {field: placed[n, field] for n, field in found if n == name})
+                )
+                for name, report in taken.items()
+            }
+            self._cuts: dict[int, dict[str, Report]] = {}
+        return self._cut(taken, int(self._number))
+
+    def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
+        """The step on a batch."""
+        self._fill(batch, total)
+        self._play()
+        rows = len(batch)
+        if rows not in self._cuts:
+            self._cuts[rows] = self._cut(self._reports, rows)
+        return self._cuts[rows]
+
+    def _cut(self, reports: dict[str, Report], rows: int) -> dict[str, Report]:
+        batch = self._static.rows(slice(rows))
+        return {name: _cut(report, batch) for name, report in reports.items()}
 
 
 @contextmanager
@@ -187,16 +331,19 @@ def _cut(report: Report, batch: Batch) -> Report:
         target=report.target[some],
         cross_entropy=report.cross_entropy[some],
         weight=None if report.weight is None else report.weight[some],
-        loss=report.loss.clone(),
         batch=batch,
     )
 
 
-def _tensors(batch: Batch) -> dict[tuple[str, str | None], Tensor]:
-    """All tensors of a batch but the mask."""
-    inputs: Mapping[Any, Tensor] = batch.input if isinstance(batch.input, dict) else {None: batch.input}
-    given = {("input", name): value for name, value in inputs.items()}
-    return given | {("column", name): value for name, value in batch.columns.items()}
+def _tensors(batch: Batch) -> Iterator[tuple[Any, Tensor]]:
+    """All tensors of a batch but the mask, by name."""
+    if isinstance(batch.input, dict):
+        for name, value in batch.input.items():
+            yield ("input", name), value
+    else:
+        yield ("input", None), batch.input
+    for name, value in batch.columns.items():
+        yield ("column", name), value
 
 
 def filled_size(rows: int) -> int:
@@ -247,9 +394,46 @@ def _is_constant(part: Any) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    changed = hooks or module._backward_pre_hooks or module._compiled_call_impl or "forward" in vars(module)
-    return _known(type(module)) and not changed
+    return _known(type(module)) and not _watched(module)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or "forward" in module.__dict__
+    )
+
+
+def state_of(model: nn.Module) -> tuple[object, ...] | None:
+    """What a recording of a model depends on beside what its tensors hold; None if hooks must be called.
+
+    Example:
+        >>> import torch
+        >>> from pgce.graphs import state_of
+        >>> model = torch.nn.Linear(2, 2)
+        >>> before = state_of(model)
+        >>> before == state_of(model), before == state_of(model.eval())
+        (True, False)
+        >>> handle = model.register_forward_hook(print)
+        >>> print(state_of(model))
+        None
+    """
+    found: list[object] = []
+    for module in model.modules():
+        if _watched(module):
+            return None
+        found.append(module.training)
+        for value in module._parameters.values():
+            if value is not None:
+                if value._backward_hooks or value._post_accumulate_grad_hooks:
+                    return None
+                found.append((value.data_ptr(), value.requires_grad))
+    return tuple(found)
 
 
 def _known(code: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pgce import processes
 from pgce.choices import Activation, Memory, check_choice
-from pgce.perceptrons import Perceptron, side_by_side
+from pgce.perceptrons import Perceptron
 
 __all__ = [
     "ActorCritic",
@@ -163,10 +163,7 @@ class WithScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mean and log σ on the last axis, (B, D, 2)."""
-        return self.after(self.mean(x))
-
-    def after(self, mean: Tensor) -> Tensor:
-        """The same from the mean (B, D)."""
+        mean = self.mean(x)
         return torch.stack((mean, self.log_scale.expand_as(mean)), -1)
 
 
@@ -194,11 +191,8 @@ class Value(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The value, (B,)."""
-        return self.after(self.network(x))
-
-    def after(self, output: Tensor) -> Tensor:
-        """The same from the network's output (B, 1)."""
-        return self.unit * output.squeeze(-1)
+        value: Tensor = self.network(x).squeeze(-1)
+        return value if self.unit == 1 else self.unit * value
 
 
 class Scaled(nn.Module):
@@ -770,18 +764,7 @@ class ActorCritic(nn.Module):
     def forward(self, x: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs "policy" and, with a critic, "value" (B,)."""
         read = x if self.torso is None else self.torso(x)
-        if self.critic is None:
-            return {"policy": self.actor(read)}
-        assert isinstance(read, Tensor)
-        networks, after = zip(*map(_taken_apart, (self.actor, self.critic)), strict=True)
-        outputs = side_by_side(read, networks)
-        return {name: last(y) for name, y, last in zip(("policy", "value"), outputs, after, strict=True)}
-
-
-def _taken_apart(module: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A network, and what is made of its output."""
-    if isinstance(module, WithScale):
-        return module.mean, module.after
-    if isinstance(module, Value):
-        return module.network, module.after
-    return module, lambda output: output
+        outputs = {"policy": self.actor(read)}
+        if self.critic is not None:
+            outputs["value"] = self.critic(read)
+        return outputs

@@ -61,13 +61,17 @@ def _constant(weight: Tensor, cross_entropy: Tensor) -> Tensor:
     return weight.detach().to(cross_entropy.dtype)
 
 
-def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | float) -> Tensor:
+def objective(
+    cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | float, *, looks: bool = True
+) -> Tensor:
     """L = Σ w · H / divisor, a scalar; the sum over no example is 0, with zero gradient.
 
     Args:
         cross_entropy: H(y, p) in nats of the examples that count.
         weight: one constant an example, signed; None is 1.
         divisor: n of the whole batch, also where `cross_entropy` is a piece of it.
+        looks: whether the sum may be looked at on a CPU: where an H is infinite whose weight is 0, it has to
+            be taken another way.
 
     Example:
         >>> import torch
@@ -75,12 +79,17 @@ def objective(cross_entropy: Tensor, weight: Tensor | None, divisor: Tensor | fl
         >>> objective(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]), divisor=2)
         tensor(2.5000)
     """
-    loss = None if weight is None else _dot(cross_entropy, weight, divisor)
+    loss = None if weight is None else _dot(cross_entropy, weight, divisor, looks=looks)
     return weighted(cross_entropy, weight).sum() / divisor if loss is None else loss
 
 
 def _dot(
-    cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float, *, waits: bool = False
+    cross_entropy: Tensor,
+    weight: Tensor,
+    divisor: Tensor | float,
+    *,
+    waits: bool = False,
+    looks: bool = True,
 ) -> Tensor | None:
     """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite.
 
@@ -91,7 +100,7 @@ def _dot(
         return None
     constant = _constant(weight, cross_entropy) / divisor
     loss = torch.dot(constant.flatten(), cross_entropy.flatten())
-    return loss if math.isfinite(loss.item()) else None
+    return loss if not looks or math.isfinite(loss.item()) else None
 
 
 _FEW = 2**16  # numbers, of which a dot product is exact enough, and worth its while

@@ -74,6 +74,7 @@ class Optimizer:
         progress: share of training done, 0 to 1.
         steps: updates made.
         skipped: updates left out because the gradient was not finite.
+        device: where the parameters are.
         defers: whether updates but the first are not waited for.
         not_finite: where they are not: 1 on the device once one was not finite.
 
@@ -127,11 +128,11 @@ class Optimizer:
         if not self._parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         self._flat, self._views = _flatten(self._parameters)
-        self._device = self._flat[0].device.type
+        self.device = self._flat[0].device
         if name in _FUSED:
             options = {"fused": True, **options}
         can_wait = bool(options.get("fused")) and not max_skips and precision != "float16"
-        self.defers = self._device in _UNWAITED and can_wait and processes.size() == 1
+        self.defers = self.device.type in _UNWAITED and can_wait and processes.size() == 1
         if self.defers and name != "sgd":
             options = {"capturable": True, **options}
         self.torch_optimizer = _ALGORITHMS[name](self._flat, lr=learning_rate, **options)
@@ -144,7 +145,7 @@ class Optimizer:
         self.precision = precision
         self.ema_decay = ema_decay
         self._average = [] if ema_decay is None else [flat.detach().clone() for flat in self._flat]
-        self._scaler = torch.amp.GradScaler(self._device) if precision == "float16" else None
+        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.progress = 0.0
         self.steps = 0
         self.skipped = 0
@@ -153,9 +154,8 @@ class Optimizer:
         self._loads = 0
         self._unseen = 0  # updates launched since the last look
         if self.defers:  # what the device knows of them, and what it is told
-            place = self._flat[0].device
-            self._norm, self._missed = torch.zeros(2, dtype=torch.float64, device=place)
-            self.not_finite, self._rate, self._pull = torch.zeros(3, device=place)
+            self._norm, self._missed = torch.zeros(2, dtype=torch.float64, device=self.device)
+            self.not_finite, self._rate, self._pull = torch.zeros(3, device=self.device)
             self._told = (0.0, 0.0)  # the last two, as they are there
 
     @property
@@ -174,6 +174,11 @@ class Optimizer:
         return self._loads, self.max_grad_norm
 
     @property
+    def scales(self) -> bool:
+        """Whether the loss is scaled by a factor that changes."""
+        return self._scaler is not None
+
+    @property
     def learning_rate(self) -> float:
         """Step size of the next update: the base rate times schedule and warm-up."""
         rate = self.base_learning_rate * schedule_factor(self.schedule, self.progress)
@@ -183,7 +188,7 @@ class Optimizer:
         """The context in which the model runs: its matrix products are of the stack's precision."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self._device, getattr(torch, self.precision))
+        return torch.autocast(self.device.type, getattr(torch, self.precision))
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to go backward from: itself, unless its gradients would be too small for float16."""
@@ -319,8 +324,7 @@ class Optimizer:
         gradients, norm = self._gradients()
         self._grad_norm = norm.item()
         if not math.isfinite(self._grad_norm):
-            for gradient in gradients:
-                gradient.zero_()
+            self.drop_gradients()
             self.skipped += 1
             if self._scaler is not None and self._scaler.get_scale() >= 2:
                 self._scaler.update(self._scaler.get_scale() / 2)  # in all processes
@@ -342,8 +346,7 @@ class Optimizer:
         for group in self.torch_optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.torch_optimizer.step()
-        for gradient in gradients:
-            gradient.zero_()
+        self.drop_gradients()
         if self._scaler is not None:
             self._scaler.update()
         self.steps += 1
@@ -360,7 +363,7 @@ class Optimizer:
 
     def launch(self) -> None:
         """An update as the device makes it by itself: all of it can be recorded, and replayed."""
-        gradients, norm = self._gradients()
+        norm = self._gradients()[1]
         fine = self.not_finite == 0
         torch.where(fine, norm, self._norm, out=self._norm)  # the first that is not finite stays
         torch.ne(0 * self._norm, 0, out=self.not_finite)
@@ -373,8 +376,7 @@ class Optimizer:
             how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
         how.step()
         how.grad_scale = how.found_inf = None
-        for gradient in gradients:
-            gradient.zero_()
+        self.drop_gradients()
         for average, flat in zip(self._average, self._flat, strict=False):
             average.lerp_(flat.detach(), (self._pull * (1 - self.not_finite)).to(flat.dtype))
 
@@ -419,6 +421,12 @@ class Optimizer:
     def _share(self, steps: int) -> float:
         """How far the average goes to the parameters after so many updates."""
         return 0.0 if self.ema_decay is None else 1 - min(self.ema_decay, (1 + steps) / (10 + steps))
+
+    def drop_gradients(self) -> None:
+        """Gradients are zero again."""
+        for flat in self._flat:
+            if flat.grad is not None:
+                flat.grad.zero_()
 
     def adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer."""

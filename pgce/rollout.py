@@ -12,15 +12,15 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgce import envs as vector_envs
 from pgce.choices import Continuous
 from pgce.envs.guard import EnvironmentFault
 from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
+from pgce.graphs import Replayed
 from pgce.heads import PolicyHead
-from pgce.perceptrons import frozen
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
@@ -229,6 +229,7 @@ class Collector:
         self._observations = observations(envs.single_observation_space)
         self._actions = actions(envs.single_action_space, continuous)
         self._act = self._actions.head.mode if greedy else self._sample
+        self._decided = Replayed(self._decide, policy, self._actions.head)
         self.state_size: int = getattr(policy, "state_size", 0)
         self.reset(seed)
 
@@ -266,13 +267,12 @@ class Collector:
         Raises:
             EnvironmentFault: an environment gave an observation or reward that is not finite.
         """
-        steps, n, envs, policy = self.num_steps, self.envs.num_envs, self.envs, _frozen(self.policy)
+        steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
+        policy: Any = self.policy
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
         rows = observation.unbind(0)
         memory = observation.numpy() if self.device.type == "cpu" else None  # to write them without torch
-        action: list[Tensor] = []
-        logits: list[Tensor] = []
         states = [self._state]
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
@@ -283,17 +283,21 @@ class Collector:
         ended = np.concatenate([known, np.empty((steps, n), np.bool_)])
         first, done = ended[: steps + 1], ended[1 + self._late :]
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        self._decided.look()
         with torch.inference_mode():
             for t in range(steps):
                 if self.state_size:
                     now, state = policy.step(rows[t], self._place(first[t]), states[t])
                     states.append(state)
+                    acts = self._act(now)
                 else:
-                    now = policy(rows[t])
-                logits.append(now)
-                action.append(self._act(now))
+                    now, acts = self._decided(rows[t])
+                if t == 0:
+                    logits, action = (_empty(steps, value) for value in (now, acts))
+                    each_logits, each_action = logits.unbind(0), action.unbind(0)
+                each_logits[t].copy_(now)
                 following, reward[t], terminated[t], truncated[t], info = envs.step(
-                    self._actions.decode(action[t])
+                    self._actions.decode(each_action[t].copy_(acts))
                 )
                 np.logical_or(terminated[t], truncated[t], out=done[t])
                 if "env_restarted" in info:
@@ -324,8 +328,8 @@ class Collector:
         episode_return, episode_length, episode_env = self._episodes(reward, done, valid)
         return Rollout(
             observation=observation,
-            action=torch.stack(action),
-            logits=torch.stack(logits),
+            action=action,
+            logits=logits,
             head=self._actions.head,
             reward=self._place(reward),
             terminated=self._place(terminated),
@@ -449,6 +453,10 @@ class Collector:
 
     def _place(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+    def _decide(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.policy(observation)
+        return logits, self._act(logits)
 
     def _sample(self, logits: Tensor) -> Tensor:
         return self._actions.head.sample(logits, self.generator)
@@ -614,12 +622,10 @@ def evaluate(
     return np.array(returns), np.array(lengths)
 
 
-def _frozen(policy: Policy) -> Any:
-    """The policy with its weights of now; itself if it is of another's making, who may keep more in it."""
-    if isinstance(policy, nn.Module):
-        homes = {type(module).__module__.partition(".")[0] for module in policy.modules()}
-        return frozen(policy) if homes <= {"torch", "pgce"} else policy
-    return policy
+def _empty(steps: int, like: Tensor) -> Tensor:
+    """Memory for so many of these, of any mode."""
+    with torch.inference_mode(False):
+        return torch.empty((steps, *like.shape), dtype=like.dtype, device=like.device)
 
 
 def _autoreset_mode(envs: gym.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -154,9 +154,8 @@ class Learner:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, torch and NumPy use `threads` CPU threads, and what torchrun started is one group."""
+        """Inside, torch uses `threads` CPU threads, and what torchrun started is one group."""
         import torch
-        from threadpoolctl import threadpool_limits
 
         if self.threads < 1:
             raise ValueError(f"there is at least one thread: threads is {self.threads}")
@@ -164,8 +163,7 @@ class Learner:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with threadpool_limits(self.threads, "blas"):
-                yield
+            yield
             processes.leave(together=True)
         finally:
             torch.set_num_threads(before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -223,7 +225,7 @@ class Term:
 class Report:
     """What one term saw in one step: constants, from which every metric is computed.
 
-    On a GPU that replays its steps all but the loss hold until the next step.
+    Of a step that is replayed all hold until the next step.
 
     Attributes:
         logits: what the head read, of the examples that count.
@@ -253,11 +255,11 @@ class Trainer:
         micro_batch_size: rows that go through the model at once; None is all. The gradients of the pieces add
             up to that of the batch, whose update alone is made: less memory, the same step (but for layers
             that look across a batch, such as batch normalisation).
-        by_row: model and rules look at each row by itself, so that on a GPU a recorded step serves smaller
-            batches too.
+        by_row: model and rules look at each row by itself, so that a recorded step serves smaller batches
+            too.
 
-    On a GPU, steps on batches of one shape are recorded and replayed (`pgce.graphs`) where model, heads and
-    rules are known to depend on nothing else: those of torch and of this package, and your own which say so.
+    Steps on batches of one shape are recorded and replayed (`pgce.graphs`) where model, heads and rules are
+    known to depend on nothing else: those of torch and of this package, and your own which say so.
 
     Example:
         >>> import torch
@@ -289,14 +291,17 @@ class Trainer:
         self.model = model
         self.terms = dict(terms)
         self.optimizer = optimizer
-        self._parts = list(model.modules())
         # Of deferred updates: the losses of the last, and of the last that was finite or first that was not.
         self._last, self._losses = torch.empty(2, 0)
         self._recorder: graphs.Recorder | None = None
         rules = [rule for term in terms.values() for rule in (term.target, term.weight, term.head)]
-        if optimizer.defers and micro_batch_size is None and graphs.constant(model, *rules):
-            counts = all(term.divisor is count for term in terms.values())
-            self._recorder = graphs.Recorder(self._launch, by_row=by_row and counts)
+        by_row = by_row and all(term.divisor is count for term in terms.values())
+        if micro_batch_size is None and not optimizer.scales and graphs.constant(model, *rules):
+            if optimizer.defers:
+                self._recorder = graphs.Recorder(self._launch, by_row=by_row, device=optimizer.device)
+            elif optimizer.device.type == "cpu" and (by_row or processes.size() == 1):
+                step = partial(self._backward, looks=False)
+                self._recorder = graphs.Recorder(step, by_row=by_row, device=optimizer.device)
         self._recorded = tuple(self.terms.values())  # others, by which someone replaces them, are not
         keep_memory()
 
@@ -311,7 +316,7 @@ class Trainer:
             batch = batch.counted()
         if self.optimizer.deferred:
             return self._deferred(batch)
-        reports = self._backward(batch)
+        reports = self._backward(batch) if self._recorder is None else self._replayed(batch)
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the losses are those of this process's rows
@@ -333,15 +338,37 @@ class Trainer:
             place = batch._some.device
             self._last, self._losses = torch.zeros(2, len(self.terms), device=place)
             self._repeated = graphs.Repeated(self._update, place)
-        if tuple(self.terms.values()) != self._recorded:
-            self._recorder = None
-        if self._recorder is None:
+        if (state := self._state()) is None:
             reports = self._launch(batch)
         else:
-            modes = tuple(part.training for part in self._parts)
-            reports = self._recorder(batch, modes, self.optimizer.constants)
+            assert self._recorder is not None
+            reports = self._recorder(batch, len(batch), *state)
         self._end(self.optimizer.launched)
         return reports
+
+    def _state(self) -> tuple[object, ...] | None:
+        """What a recorded step depends on beside the batch; None if the next is not to be one."""
+        if tuple(self.terms.values()) != self._recorded:
+            self._recorder = None
+        state = None if self._recorder is None else graphs.state_of(self.model)
+        return None if state is None else (state, self.optimizer.constants)
+
+    def _replayed(self, batch: Batch) -> dict[str, Report]:
+        """As `_backward`, by a CPU that replays what it can."""
+        state = self._state()
+        if state is None or len(batch) == 0 or batch.mask is not None:
+            return self._backward(batch)
+        assert self._recorder is not None
+        total = processes.sum_of([float(batch.count)])[0]
+        self.optimizer.adopt_gradients()
+        try:
+            reports = self._recorder(batch, total, *state)
+        except (IndexError, RuntimeError):  # whose words are those of torch: heads know better ones
+            reports = {}
+        if reports and all(math.isfinite(report.loss.item()) for report in reports.values()):
+            return reports
+        self.optimizer.drop_gradients()
+        return self._backward(batch, total=total)
 
     def _end(self, end: Callable[[], None]) -> None:
         """The end of a deferred step, or of several; an error tells the losses too."""
@@ -354,9 +381,11 @@ class Trainer:
         found = ", ".join(f"{name} {loss:g}" for name, loss in zip(self.terms, losses, strict=True))
         return FloatingPointError(f"{error} (losses: {found})")
 
-    def _launch(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
+    def _launch(
+        self, batch: Batch, counts: Tensor | None = None, total: Tensor | None = None
+    ) -> dict[str, Report]:
         """All that a step asks of the device, which is not asked what came of it."""
-        reports = self._backward(batch, counts)
+        reports = self._backward(batch, counts, total)
         self._last.copy_(torch.stack([report.loss for report in reports.values()]))
         self.optimizer.adopt_gradients()
         self._repeated(self.optimizer.constants)
@@ -367,15 +396,26 @@ class Trainer:
         torch.where(self.optimizer.not_finite == 0, self._last, self._losses, out=self._losses)
         self.optimizer.launch()
 
-    def _backward(self, batch: Batch, counts: Tensor | None = None) -> dict[str, Report]:
-        """The gradient of the objective; the report of each term."""
-        if counts is None:
-            divisors = self._divisors(batch)
-        else:
-            divisors = dict.fromkeys(self.terms, counts.sum().clamp(min=1))
+    def _backward(
+        self,
+        batch: Batch,
+        counts: Tensor | None = None,
+        total: Tensor | float | None = None,
+        *,
+        looks: bool = True,
+    ) -> dict[str, Report]:
+        """The gradient of the objective; the report of each term.
+
+        Args:
+            batch: the examples.
+            counts: which of its rows count, (B,), bool; None is all.
+            total: the divisor, if it is known.
+            looks: whether losses may be looked at.
+        """
+        divisors = self._divisors(batch) if total is None else dict.fromkeys(self.terms, total)
         pieces: list[dict[str, Report]] = []
         for piece in batch.split(self.micro_batch_size):
-            loss, reports = self._objective(piece, divisors, *(() if counts is None else (counts,)))
+            loss, reports = self._objective(piece, divisors, counts, looks=looks)
             self.optimizer.scaled(loss).backward()
             pieces.append(reports)
         if len(pieces) > 1:
@@ -392,7 +432,12 @@ class Trainer:
         return dict(zip(self.terms, map(max, together, least), strict=True))
 
     def _objective(
-        self, batch: Batch, divisors: Mapping[str, Tensor | float], counts: Tensor | None = None
+        self,
+        batch: Batch,
+        divisors: Mapping[str, Tensor | float],
+        counts: Tensor | None,
+        *,
+        looks: bool,
     ) -> tuple[Tensor, dict[str, Report]]:
         """The sum of the terms' losses on a batch, or a piece of one, and what each term saw.
 
@@ -416,7 +461,7 @@ class Trainer:
             known = cross_entropy.detach()
             weight = None if term.weight is one else _apply(term.weight, known, seen)
             used = weight if counts is None else _of_rows(counts, weight, known)
-            loss = objective(cross_entropy, used, divisors[name])
+            loss = objective(cross_entropy, used, divisors[name], looks=looks)
             loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)
             reports[name] = Report(constant, target, known, weight, loss.detach(), examples)

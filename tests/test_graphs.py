@@ -183,7 +183,7 @@ def test_rows_that_do_not_count_add_nothing():
         {name: torch.cat([column, full[name][11:]]) for name, column in some.columns.items()},
     )
     filled["advantage"][11:] = math.inf
-    reports = ours._backward(filled, torch.arange(16) < 11)
+    reports = ours._backward(filled, torch.arange(16) < 11, torch.tensor(11))
     expected = theirs._backward(some)
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)

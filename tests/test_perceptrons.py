@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pgce.networks import ActorCritic, Value, WithScale, hidden_layers, mlp
-from pgce.perceptrons import Perceptron, frozen, side_by_side
+from pgce.perceptrons import Perceptron
 
 NETWORKS = {
     "tanh": lambda: mlp(5, 3, (16, 8)),
@@ -44,18 +44,6 @@ def test_values_and_gradients_are_those_of_torch(name, rows):
     torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
     for mine, other in zip(*(gradients([y], network, x) for y in (own, theirs)), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)
-    assert torch.equal(frozen(network)(x.detach()), own.detach())
-
-
-@pytest.mark.parametrize("pair", [("tanh", "relu"), ("tanh", "wide inputs"), ("silu", "nested")])
-def test_side_by_side_they_are_what_each_is(pair):
-    networks = nn.ModuleList([NETWORKS[name]() for name in pair])
-    x = torch.randn(64, 5, requires_grad=True)
-    together, apart = side_by_side(x, networks), [by_torch(network)(x) for network in networks]
-    for mine, other in zip(together, apart, strict=True):
-        torch.testing.assert_close(mine, other)
-    for mine, other in zip(*(gradients(ys, networks, x) for ys in (together, apart)), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_actor_and_critic_are_what_each_is():
@@ -64,8 +52,6 @@ def test_actor_and_critic_are_what_each_is():
     outputs = model(x)
     assert torch.equal(outputs["policy"], model.policy(x))
     assert torch.equal(outputs["value"], model.value(x))
-    still = frozen(model)(x)
-    assert all(torch.equal(still[name], outputs[name]) for name in outputs)
 
 
 def test_gradients_add_up_and_flow_on():
@@ -78,19 +64,18 @@ def test_gradients_add_up_and_flow_on():
 
 
 def test_what_it_gives_may_be_changed_in_place():
-    for name in ("tanh", "hidden only"):
-        network, x = NETWORKS[name](), torch.randn(64, 5, requires_grad=True)
-        own, theirs = (gradients([y], network, x) for y in (network(x).mul_(2), 2 * by_torch(network)(x)))
-        for mine, other in zip(own, theirs, strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    network, x = mlp(5, 3), torch.randn(64, 5, requires_grad=True)
+    own, theirs = (gradients([y], network, x) for y in (network(x).mul_(2), 2 * by_torch(network)(x)))
+    for mine, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_change_before_the_gradient_is_refused():
     network = mlp(5, 3)
     loss = network(torch.randn(64, 5)).sum()
     with torch.no_grad():
-        network[0].weight.add_(1)
-    with pytest.raises(RuntimeError, match="has been changed"):
+        network[2].weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
@@ -98,7 +83,6 @@ def test_numbers_that_are_not_finite_pass_through():
     network, x = mlp(5, 3), torch.full((2, 5), float("inf"))
     (0 * network(x)).sum().backward()
     assert network[0].weight.grad.isnan().any()
-    assert frozen(mlp(5, 3, (4,), "relu"))(x).isfinite().logical_not().any()
 
 
 INPUTS = {"width": torch.ones(3, 4), "type": torch.ones(3, 5).double(), "one": torch.ones(5)}
@@ -120,14 +104,12 @@ def test_without_gradients_the_input_may_want_some():
     network, x = mlp(5, 3), torch.randn(64, 5, requires_grad=True)
     with torch.no_grad():
         assert not network(x).requires_grad
-        assert torch.equal(network(x), frozen(network)(x))
+        assert torch.equal(network(x), network(x.detach()))
 
 
-def test_there_is_one_derivative():
-    x = torch.randn(8, 5, requires_grad=True)
-    (first,) = torch.autograd.grad(mlp(5, 3)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+def test_there_are_second_derivatives():
+    network, x = mlp(5, 3).double(), torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(network, x)
 
 
 @pytest.mark.parametrize("layer", [True, False])
@@ -137,8 +119,7 @@ def test_hooks_are_called(layer):
     where.register_forward_hook(lambda *_: seen.append("forward"))
     where.register_full_backward_hook(lambda *_: seen.append("backward"))
     network(torch.randn(64, 5, requires_grad=True)).sum().backward()
-    side_by_side(torch.randn(64, 5), [network, mlp(5, 3)])
-    assert seen == ["forward", "backward", "forward"]
+    assert seen == ["forward", "backward"]
 
 
 def test_autocast_and_transforms_are_torchs():
@@ -146,14 +127,3 @@ def test_autocast_and_transforms_are_torchs():
     with torch.autocast("cpu", torch.bfloat16):
         assert network(x).dtype == torch.bfloat16
     torch.testing.assert_close(torch.func.vmap(lambda row: network(row[None])[0])(x), network(x))
-
-
-def test_frozen_weights_stay_what_they_were():
-    network, x = mlp(5, 3), torch.randn(64, 5)
-    before, still = network(x).detach(), frozen(network)
-    first = still(x)
-    with torch.no_grad():
-        network[0].weight.add_(1)
-    assert torch.equal(still(2 * x), still(2 * x))
-    assert torch.equal(still(x), before)
-    assert torch.equal(first, before)

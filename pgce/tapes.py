@@ -1,0 +1,226 @@
+"""What a CPU computes again and again on the same tensors: taken down once, played without Python's share.
+
+A small network's step takes torch and Python longer to say than a CPU to compute: modules, autograd and
+checks are passed through for every product. A tape is the plain list of operations that were left of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Tape"]
+
+_MOST = 64 * 2**20  # bytes
+_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_PLACE = {"dtype", "layout", "device", "pin_memory"}  # of tensors made from nothing; those are made already
+# Operations that give the same whatever tensors hold.
+_CONSTANT = {"arange", "full", "full_like", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
+# Operations that torch's Python functions of that name do with the same arguments, called faster.
+_DIRECT = {"add", "addmm", "bmm", "div", "dot", "exp", "ge", "gt", "le", "log", "lt", "mm", "mul", "neg"}
+_DIRECT |= {"sigmoid", "sub", "where"}
+
+
+class Tape(TorchDispatchMode):
+    """Inside, torch's operations on a CPU are computed and taken down; `close` makes them callable.
+
+    Tensors that were there before, such as parameters, their gradients and inputs, are read and written where
+    they are. All others lie in memory of the tape, which they share as soon as one is not used any more. What
+    Python decided is kept, and so are its numbers; so nothing may have been decided by what a tensor holds.
+
+    Attributes:
+        possible: whether nothing was seen that depends on what a tensor holds.
+        whole: whether all is on the tape, which ends where operations give more than 64 MiB: those take more
+            time than what leads to them.
+
+    Example:
+        >>> import torch
+        >>> from pgce.tapes import Tape
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> with Tape() as tape:
+        ...     total = (2 * x).sum()
+        >>> replay, (again,) = tape.close([total])
+        >>> x.fill_(5.0)
+        tensor([5., 5.])
+        >>> replay()
+        >>> total.item(), again.item()
+        (6.0, 20.0)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.possible = self.whole = True
+        self._operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        self._bytes = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To skip torch's compiler is to load it, which takes seconds; it does not see what is recorded."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute, and take down."""
+        result = func(*args, **(kwargs or {}))
+        if self.whole:
+            given = result if isinstance(result, (tuple, list)) else [result]
+            outputs = [*_tensors(result)]
+            self._bytes += sum(value.untyped_storage().nbytes() for value in outputs if _is_own(func))
+            self._operations.append((func, args, kwargs or {}, outputs))
+            told = all(value is None or isinstance(value, Tensor) for value in given)
+            self.possible = told and not _depends(func, args)
+            self.whole = self.possible and self._bytes <= _MOST
+            if not self.whole:
+                self._operations.clear()
+        return result
+
+    def close(self, results: Iterable[Tensor]) -> tuple[Callable[[], None], list[Tensor]]:
+        """What plays the tape, and where it leaves the results.
+
+        Args:
+            results: of what was taken down; or tensors that were there before, which stay.
+        """
+        results = list(results)
+        written = {
+            _home(value) for func, *_, outs in self._operations if func._schema.is_mutable for value in outs
+        }
+        constants = {
+            _home(value)
+            for func, *_, outs in self._operations
+            for value in outs
+            if func.overloadpacket.__name__ in _CONSTANT and _home(value) not in written
+        }
+        memory = _Memory(self._operations, {_home(value) for value in results}, constants)
+        calls: list[Callable[[], object]] = []
+        for n, (func, args, kwargs, outputs) in enumerate(self._operations):
+            memory.begin(n)
+            call = _call(func, memory.placed(args), memory.placed(kwargs), memory.placed(outputs))
+            made = {_home(value) for value in outputs}
+            if made and made <= constants:
+                call()
+            elif func._schema.is_mutable or not made <= {_home(value) for value in _tensors((args, kwargs))}:
+                calls.append(call)  # the others give views, which are there
+            memory.end(n)
+        self._operations = []
+        played = tuple(calls)
+
+        def play() -> None:
+            for call in played:
+                call()
+
+        return play, [memory.placed(value) for value in results]
+
+
+class _Memory:
+    """Where a tape's tensors lie: those that it makes in memory that is used anew after their last use."""
+
+    def __init__(self, operations: list[Any], results: set[int], constants: set[int]) -> None:
+        self._made: dict[int, int] = {}  # by storage, the operation that makes it
+        self._last: dict[int, int] = {}  # and the last that reads it
+        self._sizes: dict[int, int] = {}
+        for n, (_, args, kwargs, outputs) in enumerate(operations):
+            for value in _tensors((args, kwargs)):
+                self._made.setdefault(_home(value), -1)  # was there before
+                self._last[_home(value)] = n
+            for value in outputs:
+                self._made.setdefault(_home(value), n)
+                self._last[_home(value)] = n
+                self._sizes[_home(value)] = value.untyped_storage().nbytes()
+        for home in results | constants:
+            self._last[home] = len(operations)
+        self._constants = constants  # whose memory was nobody's before
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._free: dict[int, list[torch.UntypedStorage]] = {}
+
+    def begin(self, n: int) -> None:
+        """Give memory to what operation n makes."""
+        for home, size in self._sizes.items():
+            if self._made[home] == n:
+                free = [] if home in self._constants else self._free.get(size)
+                self._storages[home] = free.pop() if free else torch.UntypedStorage(size)
+
+    def end(self, n: int) -> None:
+        """Take the memory of what operation n was the last to use."""
+        for home, size in self._sizes.items():
+            if self._last[home] == n and home in self._storages:
+                self._free.setdefault(size, []).append(self._storages[home])
+
+    def placed(self, value: Any) -> Any:
+        """The same with every tensor where it lies while the tape plays."""
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.placed(each) for each in value)
+        if isinstance(value, dict):
+            return {name: self.placed(each) for name, each in value.items()}
+        if not isinstance(value, Tensor):
+            return value
+        storage = self._storages.get(_home(value))
+        if storage is None:
+            return value.detach()
+        place = value.storage_offset(), value.shape, value.stride()
+        return torch.empty(0, dtype=value.dtype).set_(storage, *place)
+
+
+def _home(value: Tensor) -> int:
+    """The storage of a tensor; views share one."""
+    return cast("int", value.untyped_storage()._cdata)
+
+
+def _tensors(values: Any) -> Iterable[Tensor]:
+    """All tensors among arguments."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors([*values.values()])
+
+
+def _is_own(func: Any) -> bool:
+    """Whether what an operation gives has memory of its own."""
+    return all(value.alias_info is None for value in func._schema.returns)
+
+
+def _depends(func: Any, args: Any) -> bool:
+    """Whether what it gives, or its shape, depends on numbers that a tensor holds."""
+    if func is torch.ops.aten.index.Tensor:  # by numbers its shape is known, by booleans not
+        return any(value.dtype in (torch.bool, torch.uint8) for value in _tensors(args[1]))
+    return not _DATA.isdisjoint(func.tags)
+
+
+def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:
+    """What does an operation once more, and leaves its outputs where they are."""
+    name = func.overloadpacket.__name__
+    if func._schema.is_mutable:
+        own = getattr(Tensor, name, None) if name.endswith("_") and not name.startswith("_") else None
+        return partial(own or func, *args, **kwargs)
+    if name in _DIRECT and len(outputs) == 1:
+        return partial(getattr(torch, name), *_scalars_placed(args), **kwargs, out=outputs[0])
+    for overload in (getattr(func.overloadpacket, each) for each in func.overloadpacket.overloads()):
+        arguments = overload._schema.arguments
+        out = [a.name for a in arguments if a.is_out]
+        read = {a.name: str(a.type) for a in arguments if not a.is_out}
+        wanted = {
+            a.name: str(a.type) for a in func._schema.arguments if a.name in read or a.name not in _PLACE
+        }
+        if len(out) == len(outputs) > 0 and read == wanted:
+            known = {key: value for key, value in kwargs.items() if key in read}
+            return partial(overload, *args, **known, **dict(zip(out, outputs, strict=True)))
+    return partial(_copied, func, args, kwargs, outputs)
+
+
+def _scalars_placed(args: Any) -> Any:
+    """Numbers as tensors, which torch makes of them whenever it is called."""
+    first = args[0]
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return args
+    return [torch.tensor(a, dtype=first.dtype) if type(a) in (int, float) else a for a in args]
+
+
+def _copied(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+    for value, output in zip(_tensors(func(*args, **kwargs)), outputs, strict=True):
+        output.copy_(value)

@@ -1,0 +1,307 @@
+"""What a CPU replays is what torch computes, bit by bit, and what cannot be replayed is not."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import pgce
+from pgce import Batch, Term, Trainer, graphs, heads, tapes, weights
+from pgce.graphs import Replayed, state_of
+from pgce.networks import ActorCritic, Value, mlp
+from pgce.optimizer import Optimizer
+from pgce.tapes import Tape
+
+PPO = pgce.agents.PPO(ent_coef=0.01).terms(heads.Categorical())
+CLASSIFIER = {"label": Term(heads.Categorical(), target="action")}
+FOCAL = {
+    "label": Term(
+        heads.Categorical(),
+        target="action",
+        weight=weights.product(
+            partial(weights.focal, gamma=2.0),
+            partial(weights.per_class, class_weight=torch.rand(3), label="action"),
+        ),
+    )
+}
+REGRESSOR = {"value": Term(heads.Gaussian("learned"), target="return")}
+
+
+class Sequence(nn.Module):
+    """A transformer's layer and a recurrent one, over the input as four steps."""
+
+    recordable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.attend = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.recur = nn.GRU(8, 8, batch_first=True)
+        self.read = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.read(self.recur(self.attend(self.embed(x.unsqueeze(-1))))[0][:, -1])
+
+
+MODELS = {
+    "actor and critic": (lambda: ActorCritic(mlp(4, 3), Value(mlp(4, 1), 3.0)), PPO),
+    "relu": (lambda: mlp(4, 3, (16, 8), "relu"), FOCAL),
+    "norms and dropout": (
+        lambda: nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Dropout(0.3), nn.LayerNorm(16),
+            nn.Linear(16, 3),
+        ),
+        CLASSIFIER,
+    ),
+    "convolutions": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(4, 3),
+        ),
+        CLASSIFIER,
+    ),
+    "sequences": (Sequence, CLASSIFIER),
+    "scale": (lambda: nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (2,))), REGRESSOR),
+}  # fmt: skip
+OPTIMIZERS = [("adam", {"max_grad_norm": 0.5}), ("sgd", {"momentum": 0.9}), ("rmsprop", {"ema_decay": 0.9})]
+
+
+def batches(sizes):
+    g = torch.Generator().manual_seed(1)
+
+    def one(size):
+        columns = {
+            "action": torch.randint(3, (size,), generator=g),
+            "advantage": torch.randn(size, generator=g),
+            "return": torch.randn(size, generator=g),
+            "cross_entropy": 1 + 0.1 * torch.randn(size, generator=g),
+        }
+        return Batch(torch.randn(size, 4, generator=g), columns)
+
+    return [one(size) for size in sizes]
+
+
+def trained(kind, sizes, *, records, by_row=False, name="adam", options=None):
+    """A trainer after steps on such batches, the losses it saw, and the numbers drawn after them."""
+    model, terms = MODELS[kind]
+    torch.manual_seed(0)
+    network = model()
+    trainer = Trainer(network, terms, Optimizer(network.parameters(), name, **(options or {})), by_row=by_row)
+    assert trainer._recorder is not None
+    trainer._recorder.possible = records
+    losses = [[r.loss.item() for r in trainer.step(batch).values()] for batch in batches(sizes)]
+    return trainer, losses, torch.rand(3)
+
+
+def assert_same(one, other):
+    assert one[1] == other[1]
+    assert torch.equal(one[2], other[2])
+    for a, b in zip(*(trainer.model.state_dict().values() for trainer, *_ in (one, other)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_steps_replayed_are_those_taken_one_by_one(kind, name, options):
+    how = {"name": name, "options": options}
+    sizes = [16, 16, 9, 16, 9, 16]
+    replayed = trained(kind, sizes, records=True, **how)
+    assert len(replayed[0]._recorder._recordings) == 2
+    assert_same(replayed, trained(kind, sizes, records=False, **how))
+
+
+@pytest.mark.parametrize("kind", ["actor and critic", "relu", "scale"])
+def test_one_recording_serves_smaller_batches(kind):
+    sizes = [512, 509, 512, 500, 490, 512]
+    replayed = trained(kind, sizes, records=True, by_row=True)
+    assert len(replayed[0]._recorder._recordings) == 1
+    assert_same(replayed, trained(kind, sizes, records=False, by_row=True))
+    alone = trained(kind, sizes, records=False)
+    for mine, other in zip(replayed[0].model.parameters(), alone[0].model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_reports_are_of_the_batch():
+    model, terms = MODELS["actor and critic"]
+    trainer = Trainer(network := model(), terms, Optimizer(network.parameters()), by_row=True)
+    for batch in batches([64, 61, 64, 60]):
+        expected = trainer._backward(batch)
+        trainer.optimizer.drop_gradients()
+        found = trainer.step(batch)
+        assert found.keys() == expected.keys()
+        for name, report in expected.items():
+            for field in ("logits", "target", "cross_entropy", "weight"):
+                mine, other = getattr(found[name], field), getattr(report, field)
+                if other is None:
+                    assert mine is None or bool((mine == 1).all())
+                else:
+                    torch.testing.assert_close(mine, other)
+            torch.testing.assert_close(found[name].loss, report.loss)
+            assert torch.equal(found[name].batch["action"], batch["action"])
+
+
+class Reads(nn.Module):
+    """Looks at its numbers, which no recording can."""
+
+    recordable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return 2 * y if y.sum() > 0 else y
+
+
+class Chooses(Reads):
+    """Gives its numbers a shape that depends on them."""
+
+    def forward(self, x):
+        return self.layer(x) + x[x > 0].mean()
+
+
+@pytest.mark.parametrize("kind", [Reads, Chooses])
+def test_what_depends_on_numbers_is_not_replayed(kind):
+    torch.manual_seed(0)
+    models = kind(), kind()
+    models[1].load_state_dict(models[0].state_dict())
+    ours, theirs = (Trainer(model, CLASSIFIER, Optimizer(model.parameters(), "sgd")) for model in models)
+    theirs._recorder = None
+    for batch in batches([16] * 5):
+        ours.step(batch)
+        theirs.step(batch)
+    assert not ours._recorder.possible
+    for mine, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_large_steps_are_not_kept(monkeypatch):
+    monkeypatch.setattr(tapes, "_MOST", 1_000)
+    trainer, *_ = large = trained("relu", [16] * 3, records=True)
+    assert not trainer._recorder._recordings
+    assert trainer._recorder.possible
+    assert_same(large, trained("relu", [16] * 3, records=False))
+
+
+def test_what_changes_is_noticed():
+    network, batch = mlp(4, 3), batches([16])[0]
+    trainer, seen = Trainer(network, CLASSIFIER, Optimizer(network.parameters(), "sgd")), []
+    trainer.step(batch)
+    trainer.step(batch)
+    handle = network[2].register_forward_hook(lambda *_: seen.append("layer"))
+    trainer.step(batch)
+    handle.remove()
+    handle = network[2].weight.register_hook(lambda g: seen.append("gradient"))
+    trainer.step(batch)
+    handle.remove()
+    trainer.step(batch)
+    assert seen == ["layer", "gradient"]
+    before = network[2].bias.detach().clone()
+    network[2].bias.requires_grad_(False)
+    trainer.step(batch)
+    assert torch.equal(network[2].bias, before)
+    network[2].bias.requires_grad_(True)
+    network.zero_grad()  # drops the views that gradients are kept in
+    trainer.step(batch)
+    assert not torch.equal(network[2].bias, before)
+
+
+def test_training_and_evaluation_are_recorded_apart():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9))
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters(), learning_rate=1e-9))
+    batch = batches([16])[0]
+    for _ in range(2):
+        network.train()
+        assert (trainer.step(batch)["label"].logits == 0).any()
+        network.eval()
+        assert (trainer.step(batch)["label"].logits != 0).all()
+
+
+def test_errors_are_those_of_the_head_and_nothing_is_changed():
+    network = mlp(4, 3)
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters()))
+    good, bad = batches([8, 8])
+    trainer.step(good)
+    before = [p.detach().clone() for p in network.parameters()]
+    bad["action"][3] = 7
+    with pytest.raises(ValueError, match=r"class ids lie in 0\.\.2"):
+        trainer.step(bad)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert all(not p.grad.any() for p in network.parameters())
+    trainer.step(good)
+
+
+def test_infinite_entropies_without_weight_count_nothing():
+    head, losses = heads.Categorical(), []
+    term = Term(head, target="action", weight="advantage")
+    for records in (True, False):
+        torch.manual_seed(0)
+        network = nn.Linear(4, 3)
+        trainer = Trainer(network, {"policy": term}, Optimizer(network.parameters()))
+        trainer._recorder = trainer._recorder if records else None
+        for batch in batches([8, 8, 8]):
+            batch["advantage"][0] = 0
+            batch.input[0] = torch.tensor([1e38, 0, 0, 0])
+            losses.append(trainer.step(batch)["policy"].loss.item())
+    assert losses[:3] == losses[3:]
+    assert all(map(math.isfinite, losses))
+
+
+def test_a_policy_replayed_is_the_policy():
+    policy, head = mlp(4, 3), heads.Categorical()
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+
+    def decide(generator):
+        def act(x):
+            logits = policy(x)
+            return logits, head.sample(logits, generator)
+
+        return act
+
+    ours, theirs = Replayed(decide(generators[0]), policy, head), decide(generators[1])
+    for n in range(6):
+        ours.look()
+        with torch.inference_mode():
+            x = torch.randn(8 if n != 4 else 5, 4)
+            for mine, other in zip(ours(x), theirs(x), strict=True):
+                assert torch.equal(mine, other)
+        with torch.no_grad():
+            policy[2].weight.add_(0.1)
+    assert torch.equal(*(g.get_state() for g in generators))
+    handle = policy.register_forward_hook(lambda *_: 1 / 0)
+    ours.look()
+    with pytest.raises(ZeroDivisionError):
+        ours(torch.randn(8, 4))
+    handle.remove()
+    assert state_of(policy) is not None
+
+
+def test_memory_is_shared_but_constants_keep_theirs():
+    x = torch.randn(1_000)
+    with Tape() as tape:
+        y = x
+        for _ in range(20):
+            y = (y + 1) * torch.ones_like(y)
+    play, (z,) = tape.close([y])
+    x.copy_(torch.randn(1_000))
+    expected = x
+    for _ in range(20):
+        expected = (expected + 1) * 1
+    for _ in range(2):
+        play()
+        assert torch.equal(z, expected)
+    calls = play.__closure__[0].cell_contents
+    homes = {call.keywords["out"].data_ptr() for call in calls}
+    assert len(homes) <= 3
+
+
+def test_only_that_is_recorded_which_is_known():
+    assert Trainer(nn.Linear(4, 3), CLASSIFIER, Optimizer(nn.Linear(4, 3).parameters()))._recorder is not None
+    own = type("Own", (nn.Linear,), {})(4, 3)
+    assert Trainer(own, CLASSIFIER, Optimizer(own.parameters()))._recorder is None
+    assert not graphs.constant(lambda x: x)
