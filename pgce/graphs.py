@@ -423,8 +423,8 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         >>> print(state_of(model))
         None
     """
-    found: list[object] = []
-    for module in model.modules():
+    modules, found = [model], list[object]()
+    for module in modules:  # which grow meanwhile
         if _watched(module):
             return None
         found.append(module.training)
@@ -433,6 +433,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
                     return None
                 found.append((value.data_ptr(), value.requires_grad))
+        modules += [child for child in module._modules.values() if child is not None]
     return tuple(found)
 
 

@@ -19,7 +19,8 @@ __all__ = ["Tape"]
 _MOST = 64 * 2**20  # bytes
 _DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _PLACE = {"dtype", "layout", "device", "pin_memory"}  # of tensors made from nothing; those are made already
-# Operations that give the same whatever tensors hold.
+# Operations that give nothing, and the same whatever tensors hold.
+_EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _CONSTANT = {"arange", "full", "full_like", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
 # Operations that torch's Python functions of that name do with the same arguments, called faster.
 _DIRECT = {"add", "addmm", "bmm", "div", "dot", "exp", "ge", "gt", "le", "log", "lt", "mm", "mul", "neg"}
@@ -69,9 +70,9 @@ class Tape(TorchDispatchMode):
         if self.whole:
             given = result if isinstance(result, (tuple, list)) else [result]
             outputs = [*_tensors(result)]
-            self._bytes += sum(value.untyped_storage().nbytes() for value in outputs if _is_own(func))
+            self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
             self._operations.append((func, args, kwargs or {}, outputs))
-            told = all(value is None or isinstance(value, Tensor) for value in given)
+            told = all(value is None or _is_plain(value) for value in given)
             self.possible = told and not _depends(func, args)
             self.whole = self.possible and self._bytes <= _MOST
             if not self.whole:
@@ -102,6 +103,8 @@ class Tape(TorchDispatchMode):
             made = {_home(value) for value in outputs}
             if made and made <= constants:
                 call()
+            elif func.overloadpacket.__name__ in _EMPTY:
+                pass  # it is written by the next
             elif func._schema.is_mutable or not made <= {_home(value) for value in _tensors((args, kwargs))}:
                 calls.append(call)  # the others give views, which are there
             memory.end(n)
@@ -178,6 +181,11 @@ def _tensors(values: Any) -> Iterable[Tensor]:
             yield from _tensors(value)
     elif isinstance(values, dict):
         yield from _tensors([*values.values()])
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that has a memory, and nothing else."""
+    return type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided
 
 
 def _is_own(func: Any) -> bool:

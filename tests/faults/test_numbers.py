@@ -105,14 +105,17 @@ def test_advantages_that_are_all_the_same_or_only_one():
 @pytest.mark.parametrize("skips", [0, 3])
 def test_a_run(skips, tmp_path, monkeypatch):
     """One bad batch in the middle: the run goes on, and tells; or ends, with the last good checkpoint."""
-    objective, calls = Trainer._objective, []
+    step, calls = Trainer.step, []
 
-    def spoil(self, batch, divisors):
-        loss, reports = objective(self, batch, divisors)
+    def spoilt(self, batch):
         calls.append(1)
-        return loss * math.inf if len(calls) == 50 else loss, reports
+        if len(calls) == 50:
+            batch = Batch(
+                batch.input, {**batch.columns, "advantage": batch["advantage"] * math.inf}, batch.mask
+            )
+        return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_objective", spoil)
+    monkeypatch.setattr(Trainer, "step", spoilt)
     agent = PPO(total_timesteps=40_000, num_envs=8, num_steps=64, quiet=True, device="cpu", run="it",
                 runs_dir=str(tmp_path), checkpoint_every=0, eval_episodes=4, max_skips=skips)  # fmt: skip
     if skips:
