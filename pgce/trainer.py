@@ -295,7 +295,7 @@ class Trainer:
         self._last, self._losses = torch.empty(2, 0)
         self._recorder: graphs.Recorder | None = None
         rules = [rule for term in terms.values() for rule in (term.target, term.weight, term.head)]
-        by_row = by_row and all(term.divisor is count for term in terms.values())
+        self._by_row = by_row = by_row and all(term.divisor is count for term in terms.values())
         if micro_batch_size is None and not optimizer.scales and graphs.constant(model, *rules):
             if optimizer.defers:
                 self._recorder = graphs.Recorder(self._launch, by_row=by_row, device=optimizer.device)
@@ -316,7 +316,8 @@ class Trainer:
             batch = batch.counted()
         if self.optimizer.deferred:
             return self._deferred(batch)
-        reports = self._backward(batch) if self._recorder is None else self._replayed(batch)
+        taped = self._recorder is not None and not self.optimizer.defers
+        reports = self._replayed(batch) if taped else self._backward(batch)
         try:
             self.optimizer.step()
         except FloatingPointError as error:  # the losses are those of this process's rows
@@ -338,36 +339,35 @@ class Trainer:
             place = batch._some.device
             self._last, self._losses = torch.zeros(2, len(self.terms), device=place)
             self._repeated = graphs.Repeated(self._update, place)
-        if (state := self._state()) is None:
+        if (state := self._state(batch)) is None:
             reports = self._launch(batch)
         else:
-            assert self._recorder is not None
+            assert self._recorder is not None  # it has a state
             reports = self._recorder(batch, len(batch), *state)
         self._end(self.optimizer.launched)
         return reports
 
-    def _state(self) -> tuple[object, ...] | None:
-        """What a recorded step depends on beside the batch; None if the next is not to be one."""
+    def _state(self, batch: Batch) -> tuple[object, ...] | None:
+        """What a recorded step depends on beside the batch; None if this is not to be one."""
         if tuple(self.terms.values()) != self._recorded:
             self._recorder = None
-        state = None if self._recorder is None else graphs.state_of(self.model)
+        if self._recorder is None or len(batch) == 0 or batch.mask is not None:
+            return None
+        state = graphs.state_of(self.model)
         return None if state is None else (state, self.optimizer.constants)
 
     def _replayed(self, batch: Batch) -> dict[str, Report]:
         """As `_backward`, by a CPU that replays what it can."""
-        state = self._state()
-        if state is None or len(batch) == 0 or batch.mask is not None:
-            return self._backward(batch)
-        assert self._recorder is not None
-        total = processes.sum_of([float(batch.count)])[0]
-        self.optimizer.adopt_gradients()
-        try:
-            reports = self._recorder(batch, total, *state)
-        except (IndexError, RuntimeError):  # whose words are those of torch: heads know better ones
-            reports = {}
-        if reports and all(math.isfinite(report.loss.item()) for report in reports.values()):
-            return reports
-        self.optimizer.drop_gradients()
+        total = max(processes.sum_of([float(batch.count)])[0], 1.0) if self._by_row else None
+        if (state := self._state(batch)) is not None and self._recorder is not None:
+            self.optimizer.adopt_gradients()
+            try:
+                reports = self._recorder(batch, total or len(batch), *state)
+            except (IndexError, RuntimeError):  # whose words are those of torch: heads know better ones
+                reports = {}
+            if reports and all(math.isfinite(report.loss.item()) for report in reports.values()):
+                return reports
+            self.optimizer.drop_gradients()
         return self._backward(batch, total=total)
 
     def _end(self, end: Callable[[], None]) -> None:

@@ -305,3 +305,26 @@ def test_only_that_is_recorded_which_is_known():
     own = type("Own", (nn.Linear,), {})(4, 3)
     assert Trainer(own, CLASSIFIER, Optimizer(own.parameters()))._recorder is None
     assert not graphs.constant(lambda x: x)
+
+
+def test_divisors_of_one_s_own_are_kept():
+    term = Term(heads.Categorical(), target="action", divisor=lambda batch: 2.0 * len(batch))
+    found = []
+    for own in (term, Term(heads.Categorical(), target="action")):
+        torch.manual_seed(0)
+        network = mlp(4, 3)
+        trainer = Trainer(network, {"label": own}, Optimizer(network.parameters()), by_row=True)
+        found.append([trainer.step(batch)["label"].loss.item() for batch in batches([8] * 3)][0])
+        assert trainer._recorder is not None
+    assert 2 * found[0] == pytest.approx(found[1])
+
+
+def test_no_row_and_a_mask_are_steps_too():
+    network = mlp(4, 3)
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters()), by_row=True)
+    batch = batches([16])[0]
+    masked = Batch(batch.input, batch.columns, torch.arange(16) < 9)
+    assert trainer.step(masked)["label"].logits.shape == (9, 3)
+    assert trainer.step(masked)["label"].logits.shape == (9, 3)
+    none = Batch(batch.input, batch.columns, torch.zeros(16, dtype=torch.bool))
+    assert trainer.step(none)["label"].loss.item() == 0
