@@ -36,7 +36,7 @@ The last two are left out where all rows of the batch count, and nothing else.
 
 _WAITS = "called a synchronizing CUDA operation"  # as torch says it
 _WATCHED = 2  # steps on batches of a shape, before its recording, in which nothing must wait for the device
-_MOST = 8  # recordings; batches of further shapes are steps as any
+_MOST = 8  # recordings: of further shapes a GPU makes none, and a CPU drops the oldest
 
 
 class Recorder:
@@ -73,14 +73,13 @@ class Recorder:
         if (recording := self._recordings.get(key)) is not None:
             return recording(batch, total)
         seen = self._seen[key] = self._seen.get(key, 0) + 1
-        recordable = self.possible and len(self._recordings) < _MOST
         if not self._on_gpu:
-            return self._by_tape(batch, total, size, key if recordable and seen == 1 else None)
+            return self._by_tape(batch, total, size, key if self.possible and seen == 1 else None)
         if not self.possible:
             return self._step(batch)
         if seen <= _WATCHED:
             return self._watched(batch)
-        if not recordable:
+        if len(self._recordings) == _MOST:
             return self._step(batch)
         try:
             recording = self._recordings[key] = _Graph(self._step, batch, size, self._by_row, self._pool)
@@ -100,6 +99,8 @@ class Recorder:
             self.possible = tape.possible
             if tape.whole:
                 self._recordings[key] = recording
+                if len(self._recordings) > _MOST:
+                    del self._recordings[next(iter(self._recordings))]  # the oldest
         return reports
 
     def _watched(self, batch: Batch) -> dict[str, Report]:

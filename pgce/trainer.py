@@ -294,15 +294,15 @@ class Trainer:
         # Of deferred updates: the losses of the last, and of the last that was finite or first that was not.
         self._last, self._losses = torch.empty(2, 0)
         self._recorder: graphs.Recorder | None = None
-        rules = [rule for term in terms.values() for rule in (term.target, term.weight, term.head)]
-        self._by_row = by_row = by_row and all(term.divisor is count for term in terms.values())
-        if micro_batch_size is None and not optimizer.scales and graphs.constant(model, *rules):
+        self._by_row = by_row and all(term.divisor is count for term in terms.values())
+        if micro_batch_size is None and not optimizer.scales and self._recordable():
+            place = optimizer.device
             if optimizer.defers:
-                self._recorder = graphs.Recorder(self._launch, by_row=by_row, device=optimizer.device)
-            elif optimizer.device.type == "cpu" and (by_row or processes.size() == 1):
+                self._recorder = graphs.Recorder(self._launch, by_row=self._by_row, device=place)
+            elif place.type == "cpu" and (self._by_row or processes.size() == 1):
                 step = partial(self._backward, looks=False)
-                self._recorder = graphs.Recorder(step, by_row=by_row, device=optimizer.device)
-        self._recorded = tuple(self.terms.values())  # others, by which someone replaces them, are not
+                self._recorder = graphs.Recorder(step, by_row=self._by_row, device=place)
+        self._recorded, self._changes = tuple(self.terms.values()), 0
         keep_memory()
 
     def step(self, batch: Batch) -> dict[str, Report]:
@@ -349,12 +349,20 @@ class Trainer:
 
     def _state(self, batch: Batch) -> tuple[object, ...] | None:
         """What a recorded step depends on beside the batch; None if this is not to be one."""
-        if tuple(self.terms.values()) != self._recorded:
-            self._recorder = None
+        if (terms := tuple(self.terms.values())) != self._recorded:  # someone replaced them
+            self._recorded, self._changes = terms, self._changes + 1
+            if self.optimizer.defers or not self._recordable():
+                self._recorder = None
         if self._recorder is None or len(batch) == 0 or batch.mask is not None:
             return None
         state = graphs.state_of(self.model)
-        return None if state is None else (state, self.optimizer.constants)
+        return None if state is None else (state, self.optimizer.constants, self._changes)
+
+    def _recordable(self) -> bool:
+        terms = self.terms.values()
+        rules = [rule for term in terms for rule in (term.target, term.weight, term.head)]
+        counts = all(term.divisor is count for term in terms)
+        return graphs.constant(self.model, *rules) and (counts or not self._by_row)
 
     def _replayed(self, batch: Batch) -> dict[str, Report]:
         """As `_backward`, by a CPU that replays what it can."""
