@@ -128,9 +128,9 @@ def fit(
         max_skips: how many updates in a row may be left out since the gradient was not finite.
         compile: run the model through torch's compiler (some seconds at the first step).
         seed: of the order of examples, of augmentation and of dropout.
-        device: "auto", "cpu", "cuda", "mps". On CUDA, steps of models that consist of torch's modules are
-            recorded and replayed, which is several times as fast where models are small; of a class of your
-            own if it has an attribute `recordable = True` (see `pgce.graphs.constant`).
+        device: "auto", "cpu", "cuda", "mps". On a CPU and on CUDA, steps of models that consist of torch's
+            modules are recorded and replayed, which is several times as fast where models are small; of a
+            class of your own if it has an attribute `recordable = True` (see `pgce.graphs.constant`).
         log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
             all is checked.
         checkpoints: folder to save everything in, once a minute and at the end of an epoch; where it holds a
