@@ -49,13 +49,24 @@ def test_values(name, env_id, seen, value, tmp_path):
     assert model.value(torch.tensor(seen)).tolist() == pytest.approx(value, abs=0.05)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+MEMORY = "pgce/ProbeMemory-v0"
+PROBES = [
+    ("pgce/ProbeAction-v0", 1.0, {}),
+    ("pgce/ProbeMask-v0", 4.0, {}),
+    (MEMORY, 1.0, {"memory": "gru", "memory_size": 16}),
+]
+
+
 @pytest.mark.parametrize(
-    ("env_id", "score", "settings"),
+    ("name", "env_id", "score", "settings"),
     [
-        ("pgce/ProbeAction-v0", 1.0, {}),
-        ("pgce/ProbeMask-v0", 4.0, {}),
-        ("pgce/ProbeMemory-v0", 1.0, {"memory": "gru", "memory_size": 16}),
+        pytest.param(
+            name,
+            *probe,
+            marks=[pytest.mark.slow] * (probe[0] == MEMORY and name not in ("A2C", "PPO", "RLOO")),
+        )
+        for name in POLICIES
+        for probe in PROBES
     ],
 )
 def test_policies(name, env_id, score, settings, tmp_path):

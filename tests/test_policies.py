@@ -132,8 +132,15 @@ def test_every_action_space(kind, action, tmp_path):
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
-@pytest.mark.parametrize("memory", ["gru", "lstm"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("memory", "masked"),
+    [
+        ("gru", True),
+        ("lstm", False),
+        pytest.param("gru", False, marks=pytest.mark.slow),
+        pytest.param("lstm", True, marks=pytest.mark.slow),
+    ],
+)
 def test_memory_and_mask(kind, memory, masked, tmp_path):
     """Of four answers, one is right and another forbidden; what was asked is seen two steps before."""
     with match("box", "discrete", delay=2, masked=masked):
