@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +357,9 @@ def test_ctrl_c_ends_all_runs_of_several_seeds(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a group of its own, all of which a terminal's Ctrl-C reaches
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # which a job in the background ignores
     )
     watchdog = threading.Timer(100, lambda: os.killpg(process.pid, signal.SIGKILL))
     watchdog.start()
