@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pgce.heads import Transformed
+from pgce.perceptrons import has_hooks
 from pgce.tapes import Tape
 from pgce.weights import Product
 
@@ -57,7 +58,7 @@ class Recorder:
         self.possible = True
         self._step, self._by_row, self._on_gpu = step, by_row, device.type == "cuda"
         self._seen: dict[Any, int] = {}
-        self._recordings: dict[Any, _Recording] = {}
+        self._recordings: dict[Any, _Graph | _Taped] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None  # no two replay at a time
 
     def __call__(self, batch: Batch, total: float, *state: Any) -> dict[str, Report]:
@@ -220,7 +221,8 @@ class _Recording:
     def __init__(self, step: Step, batch: Batch, size: int, by_row: bool) -> None:
         given = dict(_tensors(batch))
         self._rows = torch.arange(size, device=next(iter(given.values())).device)
-        self._tensors = {name: value[self._rows % len(batch)] for name, value in given.items()}
+        repeated = self._rows % len(batch)
+        self._tensors = {name: value[repeated] for name, value in given.items()}
         self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
         columns = {name: self._tensors["column", name] for name in batch.columns}
         inputs: Any = self._tensors.get(("input", None))
@@ -228,10 +230,6 @@ class _Recording:
             inputs = {name: self._tensors["input", name] for name in batch.input}
         self._static = replace(batch, input=inputs, columns=columns)
         self._step, self._by_row = step, by_row
-
-    def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
-        """The step on a batch."""
-        raise NotImplementedError
 
     def _fill(self, batch: Batch, total: float) -> None:
         rows = len(batch)
@@ -276,18 +274,11 @@ class _Taped(_Recording):
         with tape or nullcontext():
             taken = self._take()
         if tape is not None and tape.whole:
-            found: dict[tuple[str, str], Any] = {
-                (name, field): value
-                for name, report in taken.items()
-                for field, value in vars(report).items()
-                if isinstance(value, Tensor)
-            }
-            self._play, places = tape.close(found.values())
-            placed = dict(zip(found, places, strict=True))
+            seen = [value for report in taken.values() for value in _fields(report).values()]
+            self._play, places = tape.close(seen)
+            place: Iterator[Any] = iter(places)
             self._reports = {
-                name: replace(
-                    report, **cast("Any", {field: placed[n, field] for n, field in found if n == name})
-                )
+                name: replace(report, **{field: next(place) for field in _fields(report)})
                 for name, report in taken.items()
             }
             self._cuts: dict[int, dict[str, Report]] = {}
@@ -321,6 +312,11 @@ def _recording(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+def _fields(report: Report) -> dict[str, Any]:
+    """The tensors of a report, by name."""
+    return {name: value for name, value in vars(report).items() if isinstance(value, Tensor)}
 
 
 def _cut(report: Report, batch: Batch) -> Report:
@@ -400,14 +396,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _watched(module: nn.Module) -> bool:
     """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-        or "forward" in module.__dict__
-    )
+    return has_hooks(module) or bool(module._compiled_call_impl) or "forward" in module.__dict__
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:

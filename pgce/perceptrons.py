@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Perceptron", "linear_tanh"]
+__all__ = ["Perceptron", "has_hooks", "linear_tanh"]
 
 
 class Perceptron(nn.Sequential):
@@ -98,11 +98,19 @@ def _is_pair(x: Tensor, linear: nn.Module, tanh: nn.Module) -> bool:
         and linear.bias is not None
         and x.shape[1] == linear.weight.shape[1]
         and x.dtype == linear.weight.dtype
-        and not any(
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            for layer in (linear, tanh)
-        )
+        and not has_hooks(linear)
+        and not has_hooks(tanh)
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody is called when the module is.
+
+    Example:
+        >>> from torch import nn
+        >>> from pgce.perceptrons import has_hooks
+        >>> has_hooks(nn.ReLU())
+        False
+    """
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)

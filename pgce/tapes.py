@@ -6,6 +6,7 @@ checks are passed through for every product. A tape is the plain list of operati
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
@@ -99,14 +100,15 @@ class Tape(TorchDispatchMode):
         calls: list[Callable[[], object]] = []
         for n, (func, args, kwargs, outputs) in enumerate(self._operations):
             memory.begin(n)
-            call = _call(func, memory.placed(args), memory.placed(kwargs), memory.placed(outputs))
             made = {_home(value) for value in outputs}
-            if made and made <= constants:
-                call()
-            elif func.overloadpacket.__name__ in _EMPTY:
-                pass  # it is written by the next
-            elif func._schema.is_mutable or not made <= {_home(value) for value in _tensors((args, kwargs))}:
-                calls.append(call)  # the others give views, which are there
+            read = {_home(value) for value in _tensors((args, kwargs))}
+            # Views are there already, and empty memory is: the next operation writes it.
+            if func._schema.is_mutable or not (made <= read or func.overloadpacket.__name__ in _EMPTY):
+                call = _call(func, memory.placed(args), memory.placed(kwargs), memory.placed(outputs))
+                if made and made <= constants:
+                    call()
+                else:
+                    calls.append(call)
             memory.end(n)
         self._operations = []
         played = tuple(calls)
@@ -122,35 +124,38 @@ class _Memory:
     """Where a tape's tensors lie: those that it makes in memory that is used anew after their last use."""
 
     def __init__(self, operations: list[Any], results: set[int], constants: set[int]) -> None:
-        self._made: dict[int, int] = {}  # by storage, the operation that makes it
-        self._last: dict[int, int] = {}  # and the last that reads it
-        self._sizes: dict[int, int] = {}
+        known: set[int] = set()
+        last: dict[int, int] = {}  # by storage, the last operation that uses it
+        self._made: dict[int, dict[int, int]] = defaultdict(dict)  # by operation, storages and their bytes
         for n, (_, args, kwargs, outputs) in enumerate(operations):
             for value in _tensors((args, kwargs)):
-                self._made.setdefault(_home(value), -1)  # was there before
-                self._last[_home(value)] = n
+                known.add(_home(value))  # made by an operation, or there before
+                last[_home(value)] = n
             for value in outputs:
-                self._made.setdefault(_home(value), n)
-                self._last[_home(value)] = n
-                self._sizes[_home(value)] = value.untyped_storage().nbytes()
-        for home in results | constants:
-            self._last[home] = len(operations)
+                if _home(value) not in known:
+                    known.add(_home(value))
+                    self._made[n][_home(value)] = value.untyped_storage().nbytes()
+                last[_home(value)] = n
+        self._over: dict[int, list[int]] = defaultdict(
+            list
+        )  # by operation, storages that it is the last to use
+        for home in last.keys() - results - constants:
+            self._over[last[home]].append(home)
         self._constants = constants  # whose memory was nobody's before
         self._storages: dict[int, torch.UntypedStorage] = {}
-        self._free: dict[int, list[torch.UntypedStorage]] = {}
+        self._free: dict[int, list[torch.UntypedStorage]] = defaultdict(list)
 
     def begin(self, n: int) -> None:
         """Give memory to what operation n makes."""
-        for home, size in self._sizes.items():
-            if self._made[home] == n:
-                free = [] if home in self._constants else self._free.get(size)
-                self._storages[home] = free.pop() if free else torch.UntypedStorage(size)
+        for home, size in self._made[n].items():
+            free = [] if home in self._constants else self._free[size]
+            self._storages[home] = free.pop() if free else torch.UntypedStorage(size)
 
     def end(self, n: int) -> None:
         """Take the memory of what operation n was the last to use."""
-        for home, size in self._sizes.items():
-            if self._last[home] == n and home in self._storages:
-                self._free.setdefault(size, []).append(self._storages[home])
+        for home in self._over[n]:
+            if (storage := self._storages.get(home)) is not None:
+                self._free[storage.nbytes()].append(storage)
 
     def placed(self, value: Any) -> Any:
         """The same with every tensor where it lies while the tape plays."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from test_graphs import batches
 from torch import nn
 
 import pgce
@@ -68,21 +69,6 @@ MODELS = {
     "scale": (lambda: nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (2,))), REGRESSOR),
 }  # fmt: skip
 OPTIMIZERS = [("adam", {"max_grad_norm": 0.5}), ("sgd", {"momentum": 0.9}), ("rmsprop", {"ema_decay": 0.9})]
-
-
-def batches(sizes):
-    g = torch.Generator().manual_seed(1)
-
-    def one(size):
-        columns = {
-            "action": torch.randint(3, (size,), generator=g),
-            "advantage": torch.randn(size, generator=g),
-            "return": torch.randn(size, generator=g),
-            "cross_entropy": 1 + 0.1 * torch.randn(size, generator=g),
-        }
-        return Batch(torch.randn(size, 4, generator=g), columns)
-
-    return [one(size) for size in sizes]
 
 
 def trained(kind, sizes, *, records, by_row=False, name="adam", options=None):
