@@ -38,6 +38,7 @@ The last two are left out where all rows of the batch count, and nothing else.
 _WAITS = "called a synchronizing CUDA operation"  # as torch says it
 _WATCHED = 2  # steps on batches of a shape, before its recording, in which nothing must wait for the device
 _MOST = 8  # recordings: of further shapes a GPU makes none, and a CPU drops the oldest
+_KNOWN = 1_000  # shapes, and other things that steps depend on, of which it is known that they were seen
 
 
 class Recorder:
@@ -73,6 +74,8 @@ class Recorder:
         key = (size, state, *((name, value.shape[1:], value.dtype) for name, value in _tensors(batch)))
         if (recording := self._recordings.get(key)) is not None:
             return recording(batch, total)
+        if len(self._seen) == _KNOWN:
+            self._seen.clear()
         seen = self._seen[key] = self._seen.get(key, 0) + 1
         if not self._on_gpu:
             return self._by_tape(batch, total, size, key if self.possible and seen == 1 else None)
@@ -144,21 +147,21 @@ class Replayed:
     def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], *parts: Any) -> None:
         self._function, self._parts = function, parts
         self._state: object = None
+        self._possible = True  # with this state
         self._play: Callable[[], None] | None = None
         self._x = torch.empty(0)
         self._results: Sequence[Tensor] = ()
 
     def look(self) -> None:
         """Note what the parts have become. Whoever changes them calls it before the next call."""
-        state = None
-        if constant(*self._parts):
-            state = tuple([state_of(part) for part in self._parts if isinstance(part, nn.Module)])
+        states = [state_of(part) for part in self._parts if isinstance(part, nn.Module)]
+        state = None if None in states or not constant(*self._parts) else tuple(states)
         if state != self._state:
-            self._state, self._play = state, None
+            self._state, self._possible, self._play = state, True, None
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """What the function gives for x."""
-        if self._state is None or x.device.type != "cpu":
+        if self._state is None or not self._possible or x.device.type != "cpu":
             return self._function(x)
         if self._play is None or self._x.shape != x.shape:
             with torch.inference_mode(False), torch.no_grad():
@@ -166,7 +169,7 @@ class Replayed:
                 with Tape() as tape:
                     results = self._function(self._x)
                 if not tape.whole:
-                    self._state = None
+                    self._possible = False
                     return results
                 self._play, self._results = tape.close(results)
             return results
@@ -423,6 +426,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
                     return None
                 found.append((value.data_ptr(), value.requires_grad))
+        found += [value.data_ptr() for value in module._buffers.values() if value is not None]
         modules += [child for child in module._modules.values() if child is not None]
     return tuple(found)
 

@@ -88,7 +88,10 @@ class Tape(TorchDispatchMode):
         """
         results = list(results)
         written = {
-            _home(value) for func, *_, outs in self._operations if func._schema.is_mutable for value in outs
+            _home(value)
+            for func, args, kwargs, outs in self._operations
+            if func._schema.is_mutable
+            for value in (*outs, *_tensors(_written(func, args, kwargs)))
         }
         constants = {
             _home(value)
@@ -203,6 +206,14 @@ def _depends(func: Any, args: Any) -> bool:
     if func is torch.ops.aten.index.Tensor:  # by numbers its shape is known, by booleans not
         return any(value.dtype in (torch.bool, torch.uint8) for value in _tensors(args[1]))
     return not _DATA.isdisjoint(func.tags)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation writes."""
+    named = zip((a.name for a in func._schema.arguments), args, strict=False)
+    given = {**dict(named), **kwargs}
+    marked = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [given[name] for name in marked if name in given]
 
 
 def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:

@@ -314,3 +314,36 @@ def test_no_row_and_a_mask_are_steps_too():
     assert trainer.step(masked)["label"].logits.shape == (9, 3)
     none = Batch(batch.input, batch.columns, torch.zeros(16, dtype=torch.bool))
     assert trainer.step(none)["label"].loss.item() == 0
+
+
+def test_what_operations_write_without_giving_it_is_no_constant():
+    x = torch.ones(3)
+    with Tape() as tape:
+        sums = torch.zeros(3)
+        torch._foreach_add_([sums], [x])
+    play, (found,) = tape.close([sums])
+    for _ in range(2):
+        play()
+        assert torch.equal(found, x)
+
+
+def test_what_cannot_be_replayed_is_tried_once(monkeypatch):
+    tried = []
+    monkeypatch.setattr(graphs, "Tape", lambda: tried.append(1) or Tape())
+    network = Reads()
+    act = Replayed(lambda x: (network(x),), network)
+    for _ in range(4):
+        act.look()
+        act(torch.ones(2, 4))
+    assert len(tried) == 1
+
+
+def test_buffers_that_are_put_elsewhere_are_noticed():
+    network, x = nn.BatchNorm1d(4).eval(), torch.randn(8, 4)
+    act = Replayed(lambda x: (network(x),), network)
+    for mean in (0.0, 1.0):
+        network.running_mean = torch.full((4,), mean)
+        act.look()
+        for _ in range(2):
+            with torch.no_grad():
+                assert torch.equal(act(x)[0], network(x))
