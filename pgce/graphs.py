@@ -71,7 +71,7 @@ class Recorder:
             state: what else the step depends on.
         """
         size = filled_size(len(batch)) if self._by_row else len(batch)
-        key = (size, state, *((name, value.shape[1:], value.dtype) for name, value in _tensors(batch)))
+        key = size, batch.kind, state
         if (recording := self._recordings.get(key)) is not None:
             return recording(batch, total)
         if len(self._seen) == _KNOWN:
@@ -222,26 +222,34 @@ class _Recording:
     """A step on tensors that stay where they are, and are kept as long; each batch is copied into them."""
 
     def __init__(self, step: Step, batch: Batch, size: int, by_row: bool) -> None:
-        given = dict(_tensors(batch))
+        given, self._size = batch.tensors, size
         self._rows = torch.arange(size, device=next(iter(given.values())).device)
         repeated = self._rows % len(batch)
         self._tensors = {name: value[repeated] for name, value in given.items()}
         self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
-        columns = {name: self._tensors["column", name] for name in batch.columns}
-        inputs: Any = self._tensors.get(("input", None))
-        if isinstance(batch.input, dict):
-            inputs = {name: self._tensors["input", name] for name in batch.input}
-        self._static = replace(batch, input=inputs, columns=columns)
+        self._told = len(batch), float(len(batch))
+        self._static = batch.of(self._tensors)
         self._step, self._by_row = step, by_row
 
     def _fill(self, batch: Batch, total: float) -> None:
+        source, index = batch.origin
         rows = len(batch)
-        whole = rows == len(self._rows)
-        for name, value in _tensors(batch):
-            place = self._tensors[name]
-            (place if whole else place[:rows]).copy_(value, non_blocking=True)
-        self._number.fill_(rows)
-        self._total.fill_(total)
+        places = self._tensors
+        if rows < self._size:
+            places = {name: place[:rows] for name, place in places.items()}
+        for name, value in source.tensors.items():
+            place = places[name]
+            if index is None:
+                place.copy_(value, non_blocking=True)
+            else:
+                torch.index_select(value, 0, index, out=place)
+        self._tell(rows, total)
+
+    def _tell(self, rows: int, total: float) -> None:
+        if self._told != (rows, total):
+            self._told = rows, total
+            self._number.fill_(rows)
+            self._total.fill_(total)
 
     def _take(self) -> dict[str, Report]:
         if self._by_row:
@@ -273,7 +281,7 @@ class _Taped(_Recording):
 
     def first(self, total: float, tape: Tape | None) -> dict[str, Report]:
         """The step on the batch that this was made for, taken down on a tape."""
-        self._total.fill_(total)
+        self._tell(int(self._number), total)
         with tape or nullcontext():
             taken = self._take()
         if tape is not None and tape.whole:
@@ -333,17 +341,6 @@ def _cut(report: Report, batch: Batch) -> Report:
         weight=None if report.weight is None else report.weight[some],
         batch=batch,
     )
-
-
-def _tensors(batch: Batch) -> Iterator[tuple[Any, Tensor]]:
-    """All tensors of a batch but the mask, by name."""
-    if isinstance(batch.input, dict):
-        for name, value in batch.input.items():
-            yield ("input", name), value
-    else:
-        yield ("input", None), batch.input
-    for name, value in batch.columns.items():
-        yield ("column", name), value
 
 
 def filled_size(rows: int) -> int:
@@ -425,7 +422,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
             if value is not None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
                     return None
-                found.append((value.data_ptr(), value.requires_grad))
+                found += value.data_ptr(), value.requires_grad
         found += [value.data_ptr() for value in module._buffers.values() if value is not None]
         modules += [child for child in module._modules.values() if child is not None]
     return tuple(found)

@@ -297,7 +297,7 @@ class Gaussian:
         if isinstance(log_scale, Tensor):
             each = 0.5 * (error * (-log_scale).exp()).square() + log_scale + 0.5 * _LOG_2PI
         else:
-            each = (0.5 / math.exp(2 * log_scale)) * error.square() + (log_scale + 0.5 * _LOG_2PI)
+            each = (0.5 / math.exp(2 * log_scale)) * (error * error) + (log_scale + 0.5 * _LOG_2PI)
         return _sum_event(each, self.event_dims)
 
     def check(self, logits: Tensor, target: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pgce import processes
 from pgce.checkpoint import CheckpointError, check_like
 from pgce.choices import OptimizerName, Precision, Schedule, check_choice
+from pgce.tapes import Tape
 
 __all__ = ["Optimizer", "resolve_device", "schedule_factor"]
 
@@ -153,10 +154,17 @@ class Optimizer:
         self._grad_norm = 0.0
         self._loads = 0
         self._unseen = 0  # updates launched since the last look
+        on_cpu = self.device.type == "cpu" and bool(options.get("fused"))
+        self._cpu_rate = torch.zeros((), dtype=torch.float64) if on_cpu else None  # of recorded updates
+        self._recorded: object = None  # what the recorded update depends on
+        self._play: Callable[[], object] | None = None
         if self.defers:  # what the device knows of them, and what it is told
             self._norm, self._missed = torch.zeros(2, dtype=torch.float64, device=self.device)
             self.not_finite, self._rate, self._pull = torch.zeros(3, device=self.device)
             self._told = (0.0, 0.0)  # the last two, as they are there
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_recorded": None, "_play": None}  # a recording is of these tensors only
 
     @property
     def grad_norm(self) -> float:
@@ -343,15 +351,35 @@ class Optimizer:
             if scale < 1:
                 for gradient in gradients:
                     gradient.mul_(scale)
-        for group in self.torch_optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.torch_optimizer.step()
+        self._torch_step()
         self.drop_gradients()
         if self._scaler is not None:
             self._scaler.update()
         self.steps += 1
         for average, flat in zip(self._average, self._flat, strict=False):
             average.lerp_(flat.detach(), self._share(self.steps))
+
+    def _torch_step(self) -> None:
+        """The update as torch makes it; a CPU replays a fused one, to whose kernel torch takes a long way."""
+        groups, rate = self.torch_optimizer.param_groups, self._cpu_rate
+        for group in groups:
+            group["lr"] = self.learning_rate if rate is None else rate
+        if rate is None:
+            self.torch_optimizer.step()
+            return
+        rate.fill_(self.learning_rate)
+        settings = [value for group in groups for name, value in group.items() if name != "params"]
+        kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
+        state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
+        if state != self._recorded:
+            self._recorded, self._play = state, None
+            self.torch_optimizer.step()
+        elif self._play is not None:
+            self._play()
+        else:
+            with Tape() as tape:
+                self.torch_optimizer.step()
+            self._play = tape.close([])[0] if tape.whole else self.torch_optimizer.step
 
     def set_rates(self) -> None:
         """Tell the device what the next update's learning rate is, and how far the average follows."""

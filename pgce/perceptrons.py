@@ -112,5 +112,9 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(nn.ReLU())
         False
     """
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,24 @@ class Batch:
         """The input, or one of its tensors."""
         return next(iter(self.input.values())) if isinstance(self.input, dict) else self.input
 
+    @cached_property
+    def tensors(self) -> dict[tuple[str, str | None], Tensor]:
+        """All but the mask, by ("input", name or None) and ("column", name)."""
+        inputs = self.input if isinstance(self.input, dict) else {None: self.input}
+        found: dict[tuple[str, str | None], Tensor] = {("input", n): value for n, value in inputs.items()}
+        found.update({("column", name): value for name, value in self.columns.items()})
+        return found
+
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """What it has in common with batches of other rows: names, shapes and types."""
+        return tuple((name, value.shape[1:], value.dtype) for name, value in self.tensors.items())
+
+    @property
+    def origin(self) -> tuple[Batch, Tensor | None]:
+        """The batch whose rows these are, and their numbers there; None if they are all of them."""
+        return self, None
+
     def __getitem__(self, name: str) -> Tensor:
         """The column `name`."""
         try:
@@ -114,16 +132,8 @@ class Batch:
         masks = [batch.mask for batch in batches if batch.mask is not None]
         if len(masks) not in (0, len(batches)):
             raise ValueError(f"all batches have a mask, or none: {len(masks)} of {len(batches)} have one")
-        inputs: Input
-        if isinstance(first.input, dict):
-            inputs = {
-                name: torch.cat([b.input[name] for b in batches if isinstance(b.input, dict)])
-                for name in first.input
-            }
-        else:
-            inputs = torch.cat([b.input for b in batches if isinstance(b.input, Tensor)])
-        columns = {name: torch.cat([batch[name] for batch in batches]) for name in first.columns}
-        return Batch(inputs, columns, torch.cat(masks) if masks else None)
+        together = {name: torch.cat([b.tensors[name] for b in batches]) for name in first.tensors}
+        return first.of(together, torch.cat(masks) if masks else None)
 
     def split(self, size: int | None) -> Iterator[Batch]:
         """The batch in pieces of `size` rows, the last of them smaller; None leaves it whole."""
@@ -133,20 +143,19 @@ class Batch:
             for start in range(0, len(self), size):
                 yield self.rows(slice(start, start + size))
 
+    def of(self, tensors: Mapping[tuple[str, str | None], Tensor], mask: Tensor | None = None) -> Batch:
+        """One that has these `tensors` in the place of its own."""
+        inputs = {name: value for (kind, name), value in tensors.items() if kind == "input"}
+        columns = {str(name): value for (kind, name), value in tensors.items() if kind == "column"}
+        whole: Any = inputs if isinstance(self.input, dict) else inputs[None]
+        return Batch(whole, columns, mask)
+
     def rows(self, index: Tensor | slice) -> Batch:
         """The rows that `index` names: by number (b,), by boolean (B,), or as a slice, which copies none."""
-
-        def chosen(value: Tensor) -> Tensor:
-            if isinstance(index, Tensor) and index.dtype == torch.int64 and index.device == value.device:
-                return value.index_select(0, index)  # the same, faster
-            return value[index]
-
-        if isinstance(self.input, dict):
-            rows: Input = {name: chosen(value) for name, value in self.input.items()}
-        else:
-            rows = chosen(self.input)
-        columns = {name: chosen(column) for name, column in self.columns.items()}
-        return Batch(rows, columns, None if self.mask is None else chosen(self.mask))
+        if self.mask is None and isinstance(index, Tensor) and index.dtype == torch.int64:
+            return _Rows(self, index.to(self._some.device))
+        chosen = {name: value[index] for name, value in self.tensors.items()}
+        return self.of(chosen, None if self.mask is None else self.mask[index])
 
     def counted(self) -> Batch:
         """The examples that count, without a mask; (count, ...) also where the mask is (B, L)."""
@@ -176,6 +185,30 @@ class Batch:
             order = rows[torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)]
             for index in order.tensor_split(min(parts, max(len(rows), 1))):
                 yield kept.rows(index)
+
+
+class _Rows(Batch):
+    """Rows of a batch by number, gathered when somebody looks; a recorded step gathers them itself."""
+
+    def __init__(self, source: Batch, index: Tensor) -> None:
+        vars(self).update(kind=source.kind, _source=source, _index=index)
+
+    def __len__(self) -> int:
+        return int(self._index.shape[0])  # sooner told than len
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("input", "columns"):
+            raise AttributeError(f"a batch has no attribute {name!r}")
+        gathered = self._source.of(
+            {name: value.index_select(0, self._index) for name, value in self._source.tensors.items()}
+        )
+        vars(self).update(input=gathered.input, columns=gathered.columns)
+        return vars(self)[name]
+
+    @property
+    def origin(self) -> tuple[Batch, Tensor | None]:
+        """The batch, and the rows' numbers."""
+        return self._source, self._index
 
 
 Rule = Callable[[Tensor, Batch], Tensor | None]

@@ -53,6 +53,37 @@ def test_equals_torch_with_clipping(name, theirs, options):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs", "options"),
+    [
+        ("adamw", torch.optim.AdamW, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.9}),
+        ("sgd", torch.optim.SGD, {}),
+    ],
+)
+def test_settings_and_states_that_someone_changes_count_at_once(name, theirs, options):
+    """Also where a CPU replays its updates."""
+    ours_model, their_model = network(), network()
+    ours = Optimizer(ours_model.parameters(), name, learning_rate=0.05, **options)
+    other = theirs(their_model.parameters(), lr=0.05, **options)
+    for n in range(12):
+        ours.base_learning_rate = other.param_groups[0]["lr"] = 0.05 / (1 + n // 2)
+        if n == 4:
+            ours.torch_optimizer.param_groups[0]["weight_decay"] = 0.3
+            other.param_groups[0]["weight_decay"] = 0.3
+        if n == 8:
+            ours.load_state_dict(ours.state_dict())
+        ours_model(INPUT).square().sum().backward()
+        ours.step()
+        other.zero_grad()
+        their_model(INPUT).square().sum().backward()
+        other.step()
+        if n == 10:
+            assert ours._play is not None
+    for a, b in zip(ours_model.parameters(), their_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 def test_frozen_parameters_and_two_dtypes():
     model = network()
     model[0].weight.requires_grad_(False)

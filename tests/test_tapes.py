@@ -111,6 +111,30 @@ def test_one_recording_serves_smaller_batches(kind):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_are_gathered_where_they_are_read():
+    """What a recorded step takes of a batch by number is what anyone else finds there."""
+    (whole,) = batches([64])
+    model, terms = MODELS["actor and critic"]
+    torch.manual_seed(0)
+    one, other = (
+        Trainer(network := model(), terms, Optimizer(network.parameters()), by_row=True) for _ in range(2)
+    )
+    other.model.load_state_dict(one.model.state_dict())
+    index, gathered = torch.randperm(64), []
+    for piece in index.split(16) + index.split(15):
+        rows = whole.rows(piece)
+        reports = one.step(rows)
+        gathered.append("columns" in vars(rows))
+        seen = other.step(
+            Batch(whole.input[piece], {n: column[piece] for n, column in whole.columns.items()})
+        )
+        assert torch.equal(reports["policy"].batch["action"], seen["policy"].batch["action"])
+        assert torch.equal(rows["action"], whole["action"][piece])
+    assert gathered == [True, False, False, False, True, False, False, False, True], "of each size the first"
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_reports_are_of_the_batch():
     model, terms = MODELS["actor and critic"]
     trainer = Trainer(network := model(), terms, Optimizer(network.parameters()), by_row=True)
