@@ -71,7 +71,7 @@ class Recorder:
             state: what else the step depends on.
         """
         size = filled_size(len(batch)) if self._by_row else len(batch)
-        key = size, batch.kind, state
+        key = size, batch.kind, batch.mask is None, state
         if (recording := self._recordings.get(key)) is not None:
             return recording(batch, total)
         if len(self._seen) == _KNOWN:
@@ -126,13 +126,13 @@ class Recorder:
 
 
 class Replayed:
-    """A function of one tensor, without gradients, that a CPU replays.
+    """A function of tensors, without gradients, that a CPU replays.
 
     What it gives, and random numbers it draws, are what the function gives, bit by bit; it holds until the
     next call.
 
     Args:
-        function: (N, D) -> tensors.
+        function: tensors -> tensors.
         parts: what it calls: it is replayed if all are `constant`.
 
     Example:
@@ -144,12 +144,13 @@ class Replayed:
         True
     """
 
-    def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], *parts: Any) -> None:
+    def __init__(self, function: Callable[..., Sequence[Tensor]], *parts: Any) -> None:
         self._function, self._parts = function, parts
         self._state: object = None
         self._possible = True  # with this state
         self._play: Callable[[], None] | None = None
-        self._x = torch.empty(0)
+        self._given: list[Tensor] = []
+        self._kinds: list[object] = []
         self._results: Sequence[Tensor] = ()
 
     def look(self) -> None:
@@ -159,21 +160,23 @@ class Replayed:
         if state != self._state:
             self._state, self._possible, self._play = state, True, None
 
-    def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        """What the function gives for x."""
-        if self._state is None or not self._possible or x.device.type != "cpu":
-            return self._function(x)
-        if self._play is None or self._x.shape != x.shape:
+    def __call__(self, *given: Tensor) -> Sequence[Tensor]:
+        """What the function gives for these."""
+        if self._state is None or not self._possible or given[0].device.type != "cpu":
+            return self._function(*given)
+        if self._play is None or self._kinds != [(value.shape, value.dtype) for value in given]:
+            self._kinds = [(value.shape, value.dtype) for value in given]
             with torch.inference_mode(False), torch.no_grad():
-                self._x = x.clone()
+                self._given = [value.clone() for value in given]
                 with Tape() as tape:
-                    results = self._function(self._x)
+                    results = self._function(*self._given)
                 if not tape.whole:
                     self._possible = False
                     return results
                 self._play, self._results = tape.close(results)
             return results
-        self._x.copy_(x)
+        for place, value in zip(self._given, given, strict=True):
+            place.copy_(value)
         self._play()
         return self._results
 
@@ -226,6 +229,7 @@ class _Recording:
         self._rows = torch.arange(size, device=next(iter(given.values())).device)
         repeated = self._rows % len(batch)
         self._tensors = {name: value[repeated] for name, value in given.items()}
+        self._mask = None if batch.mask is None else batch.mask[repeated]
         self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
         self._told = len(batch), float(len(batch))
         self._static = batch.of(self._tensors)
@@ -243,6 +247,8 @@ class _Recording:
                 place.copy_(value, non_blocking=True)
             else:
                 torch.index_select(value, 0, index, out=place)
+        if self._mask is not None and batch.mask is not None:
+            self._mask[:rows].copy_(batch.mask)
         self._tell(rows, total)
 
     def _tell(self, rows: int, total: float) -> None:
@@ -253,7 +259,10 @@ class _Recording:
 
     def _take(self) -> dict[str, Report]:
         if self._by_row:
-            return self._step(self._static, self._rows < self._number, self._total)
+            counts = self._rows < self._number
+            if self._mask is not None:
+                counts = counts.unsqueeze(1) & self._mask
+            return self._step(self._static, counts, self._total)
         return self._step(self._static)
 
 
@@ -271,7 +280,7 @@ class _Graph(_Recording):
         self._fill(batch, total)
         self._graph.replay()
         return {
-            name: replace(_cut(report, batch), loss=report.loss.clone())
+            name: replace(_cut(report, batch, slice(len(batch))), loss=report.loss.clone())
             for name, report in self._reports.items()
         }
 
@@ -300,13 +309,16 @@ class _Taped(_Recording):
         self._fill(batch, total)
         self._play()
         rows = len(batch)
+        if self._mask is not None:
+            return self._cut(self._reports, rows)
         if rows not in self._cuts:
             self._cuts[rows] = self._cut(self._reports, rows)
         return self._cuts[rows]
 
     def _cut(self, reports: dict[str, Report], rows: int) -> dict[str, Report]:
-        batch = self._static.rows(slice(rows))
-        return {name: _cut(report, batch) for name, report in reports.items()}
+        some = slice(rows) if self._mask is None else self._mask & (self._rows < rows).unsqueeze(1)
+        batch = self._static.rows(some)
+        return {name: _cut(report, batch, some) for name, report in reports.items()}
 
 
 @contextmanager
@@ -330,9 +342,8 @@ def _fields(report: Report) -> dict[str, Any]:
     return {name: value for name, value in vars(report).items() if isinstance(value, Tensor)}
 
 
-def _cut(report: Report, batch: Batch) -> Report:
-    """What was reported of the rows that count."""
-    some = slice(len(batch))
+def _cut(report: Report, batch: Batch, some: slice | Tensor) -> Report:
+    """What was reported of the rows that count, which are those of the batch."""
     return replace(
         report,
         logits=report.logits[some],

@@ -268,7 +268,6 @@ class Collector:
             EnvironmentFault: an environment gave an observation or reward that is not finite.
         """
         steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
-        policy: Any = self.policy
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
         observation[0] = self._observation
         rows = observation.unbind(0)
@@ -287,9 +286,8 @@ class Collector:
         with torch.inference_mode():
             for t in range(steps):
                 if self.state_size:
-                    now, state = policy.step(rows[t], self._place(first[t]), states[t])
-                    states.append(state)
-                    acts = self._act(now)
+                    now, acts, after = self._decided(rows[t], self._place(first[t]), states[t])
+                    states.append(after.clone())
                 else:
                     now, acts = self._decided(rows[t])
                 if t == 0:
@@ -454,9 +452,10 @@ class Collector:
     def _place(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _decide(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.policy(observation)
-        return logits, self._act(logits)
+    def _decide(self, observation: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        policy: Any = self.policy
+        logits, *after = policy.step(observation, *memory) if memory else (policy(observation),)
+        return logits, self._act(logits), *after
 
     def _sample(self, logits: Tensor) -> Tensor:
         return self._actions.head.sample(logits, self.generator)

@@ -386,8 +386,10 @@ class Trainer:
             self._recorded, self._changes = terms, self._changes + 1
             if self.optimizer.defers or not self._recordable():
                 self._recorder = None
-        if self._recorder is None or len(batch) == 0 or batch.mask is not None:
+        if self._recorder is None or len(batch) == 0:
             return None
+        if batch.mask is not None and (self.optimizer.defers or not self._by_row or self._changes):
+            return None  # sequences take long to record: not again whenever terms change
         state = graphs.state_of(self.model)
         return None if state is None else (state, self.optimizer.constants, self._changes)
 
@@ -449,7 +451,7 @@ class Trainer:
 
         Args:
             batch: the examples.
-            counts: which of its rows count, (B,), bool; None is all.
+            counts: which of its rows count, (B,), or (B, L) of sequences; bool; None is what its mask says.
             total: the divisor, if it is known.
             looks: whether losses may be looked at.
         """
@@ -482,7 +484,8 @@ class Trainer:
     ) -> tuple[Tensor, dict[str, Report]]:
         """The sum of the terms' losses on a batch, or a piece of one, and what each term saw.
 
-        Rows (B,) that do not count fill a batch that is recorded: they add nothing to the loss.
+        `counts` is the mask of a batch that is recorded: all of it is computed, and what does not count adds
+        nothing to the loss.
         """
         with self.optimizer.autocast():
             outputs = self.model(batch.input)
@@ -511,7 +514,7 @@ class Trainer:
 
 def _of_rows(counts: Tensor, weight: Tensor | None, like: Tensor) -> Tensor:
     """The weights, 1 if None, of the rows that count; 0 of the others."""
-    counts = counts.view(-1, *[1] * (like.ndim - 1))
+    counts = counts.view(*counts.shape, *[1] * (like.ndim - counts.ndim))
     return (torch.ones_like(like) if weight is None else weight).where(counts, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -13,7 +14,7 @@ from torch import nn
 import pgce
 from pgce import Batch, Term, Trainer, graphs, heads, tapes, weights
 from pgce.graphs import Replayed, state_of
-from pgce.networks import ActorCritic, Value, mlp
+from pgce.networks import ActorCritic, Recurrent, Torso, Value, mlp
 from pgce.optimizer import Optimizer
 from pgce.tapes import Tape
 
@@ -109,6 +110,41 @@ def test_one_recording_serves_smaller_batches(kind):
     alone = trained(kind, sizes, records=False)
     for mine, other in zip(replayed[0].model.parameters(), alone[0].model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_sequences_with_a_mask_are_replayed(kind):
+    """Their steps that do not count are computed too, and add nothing."""
+    torch.manual_seed(0)
+    torso = Torso([Recurrent(mlp(3, 8, (), "tanh"), 8, 8, kind) for _ in range(2)], features=3)
+    first = ActorCritic(mlp(16, 3), Value(mlp(16, 1)), torso)
+    others = copy.deepcopy(first), copy.deepcopy(first)
+    trainers = [Trainer(m, PPO, Optimizer(m.parameters(), "adam"), by_row=True) for m in (first, *others)]
+    trainers[1]._recorder.possible = False
+    trainers[2]._recorder = None
+    for rows in (40, 40, 38, 40):
+        (flat,) = batches([rows * 5])
+        batch = Batch(
+            {
+                "observation": flat.input[:, :3].unflatten(0, (rows, 5)),
+                "first": torch.rand(rows, 5) < 0.2,
+                "state": torch.randn(rows, 1, torso.state_size).expand(-1, 5, -1),
+            },
+            {name: column.unflatten(0, (rows, 5)) for name, column in flat.columns.items()},
+            torch.rand(rows, 5) < 0.8,
+        )
+        reports = [trainer.step(batch) for trainer in trainers]
+        assert len(trainers[0]._recorder._recordings) == 1
+        for name, report in reports[0].items():
+            assert report.loss == reports[1][name].loss
+            assert len(report.logits) == batch.count
+            for field in ("logits", "target", "cross_entropy", "weight"):
+                mine, theirs = getattr(report, field), getattr(reports[2][name], field)
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+            assert torch.equal(report.batch["action"], reports[2][name].batch["action"])
+    for same, one, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        assert torch.equal(same, one)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_gathered_where_they_are_read():
