@@ -34,7 +34,7 @@ _TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 9, "learnin
            "norm_reward": True, "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,),
            "eval_episodes": 1_000}
 PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {"total_timesteps": 100_000, "num_envs": 64, "num_steps": 32, "learning_rate": 2.5e-3,
+    "CartPole-v1": {"total_timesteps": 150_000, "num_envs": 64, "num_steps": 32, "learning_rate": 2.5e-3,
                     "gamma": 0.98, "gae_lambda": 0.9},
     "Acrobot-v1": {"total_timesteps": 500_000, "num_steps": 256, "learning_rate": 2e-3, "gamma": 0.995,
                    "gae_lambda": 0.94, "norm_obs": True},

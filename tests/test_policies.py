@@ -115,8 +115,20 @@ def trained(kind, steps, folder, **settings):
     return pgce.load(agent.train(total_timesteps=steps).path)
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
-@pytest.mark.parametrize("observation", OBSERVATIONS)
+def each_with(spaces):
+    """Every space under PPO, and a few under the others; all of them by the slow tests."""
+    return [
+        pytest.param(
+            kind,
+            space,
+            marks=[pytest.mark.slow] * (kind is not PPO and space not in ("box", "nested", "dict")),
+        )
+        for space in spaces
+        for kind in LEARNERS
+    ]
+
+
+@pytest.mark.parametrize(("kind", "observation"), each_with(OBSERVATIONS))
 def test_every_observation_space(kind, observation, tmp_path):
     slower = SLOWER if kind is PPO else {"learning_rate": 1e-3}
     with match(observation):
@@ -124,8 +136,7 @@ def test_every_observation_space(kind, observation, tmp_path):
         assert agent.evaluate(40).mean() > 0.95, "by chance 0.25"
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(("kind", "action"), each_with(ACTIONS))
 def test_every_action_space(kind, action, tmp_path):
     with match("box", action, threshold=0.75):
         agent = trained(kind, 10_000, tmp_path)

@@ -189,7 +189,8 @@ def test_two_take_the_step_of_one(tmp_path):
 
 
 def test_two_train_into_one_folder(tmp_path):
-    code, _, errors = ended(agent(tmp_path, "runs", steps=30_000, more=["--json"]))
+    more = ["--json", "--checkpoint-every", 60]
+    code, _, errors = ended(agent(tmp_path, "runs", steps=30_000, more=more))
     assert code == 0, errors
     result = json.loads((tmp_path / "runs" / "it" / "result.json").read_text())
     assert 29_000 < result["steps"] <= 30_000
