@@ -232,7 +232,7 @@ class _Recording:
         self._mask = None if batch.mask is None else batch.mask[repeated]
         self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
         self._told = len(batch), float(len(batch))
-        self._static = batch.of(self._tensors)
+        self._static = batch.with_tensors(self._tensors)
         self._step, self._by_row = step, by_row
 
     def _fill(self, batch: Batch, total: float) -> None:

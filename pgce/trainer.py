@@ -133,7 +133,7 @@ class Batch:
         if len(masks) not in (0, len(batches)):
             raise ValueError(f"all batches have a mask, or none: {len(masks)} of {len(batches)} have one")
         together = {name: torch.cat([b.tensors[name] for b in batches]) for name in first.tensors}
-        return first.of(together, torch.cat(masks) if masks else None)
+        return first.with_tensors(together, torch.cat(masks) if masks else None)
 
     def split(self, size: int | None) -> Iterator[Batch]:
         """The batch in pieces of `size` rows, the last of them smaller; None leaves it whole."""
@@ -143,8 +143,10 @@ class Batch:
             for start in range(0, len(self), size):
                 yield self.rows(slice(start, start + size))
 
-    def of(self, tensors: Mapping[tuple[str, str | None], Tensor], mask: Tensor | None = None) -> Batch:
-        """One that has these `tensors` in the place of its own."""
+    def with_tensors(
+        self, tensors: Mapping[tuple[str, str | None], Tensor], mask: Tensor | None = None
+    ) -> Batch:
+        """The batch that has these in the place of its own `tensors`."""
         inputs = {name: value for (kind, name), value in tensors.items() if kind == "input"}
         columns = {str(name): value for (kind, name), value in tensors.items() if kind == "column"}
         whole: Any = inputs if isinstance(self.input, dict) else inputs[None]
@@ -155,7 +157,7 @@ class Batch:
         if self.mask is None and isinstance(index, Tensor) and index.dtype == torch.int64:
             return _Rows(self, index.to(self._some.device))
         chosen = {name: value[index] for name, value in self.tensors.items()}
-        return self.of(chosen, None if self.mask is None else self.mask[index])
+        return self.with_tensors(chosen, None if self.mask is None else self.mask[index])
 
     def counted(self) -> Batch:
         """The examples that count, without a mask; (count, ...) also where the mask is (B, L)."""
@@ -199,7 +201,7 @@ class _Rows(Batch):
     def __getattr__(self, name: str) -> Any:
         if name not in ("input", "columns"):
             raise AttributeError(f"a batch has no attribute {name!r}")
-        gathered = self._source.of(
+        gathered = self._source.with_tensors(
             {name: value.index_select(0, self._index) for name, value in self._source.tensors.items()}
         )
         vars(self).update(input=gathered.input, columns=gathered.columns)
@@ -288,8 +290,8 @@ class Trainer:
         micro_batch_size: rows that go through the model at once; None is all. The gradients of the pieces add
             up to that of the batch, whose update alone is made: less memory, the same step (but for layers
             that look across a batch, such as batch normalisation).
-        by_row: model and rules look at each row by itself, so that a recorded step serves smaller batches
-            too.
+        by_row: model and rules look at each row by itself, and rules at each step of a sequence, so that a
+            recorded step serves smaller batches, and sequences of which some steps do not count.
 
     Steps on batches of one shape are recorded and replayed (`pgce.graphs`) where model, heads and rules are
     known to depend on nothing else: those of torch and of this package, and your own which say so.
