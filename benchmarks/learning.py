@@ -1,6 +1,6 @@
 """What the learners reach, over seeds: tables and curves as CSV, and the picture in the README.
 
-    python benchmarks/learning.py          train everything again (about three minutes), then show
+    python benchmarks/learning.py          train everything again (three to twelve minutes), then show
     python benchmarks/learning.py --show   make picture and table from the committed CSV only
 
 Scores are the interquartile mean over seeds with a 95 % bootstrap interval (Agarwal et al., 2021, Deep
