@@ -364,22 +364,23 @@ class Optimizer:
         groups, rate = self.torch_optimizer.param_groups, self._cpu_rate
         for group in groups:
             group["lr"] = self.learning_rate if rate is None else rate
-        if rate is None:
+        tape: Tape | None = None
+        if rate is not None:
+            rate.fill_(self.learning_rate)
+            settings = [value for group in groups for name, value in group.items() if name != "params"]
+            kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
+            state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
+            if state != self._recorded:
+                self._recorded, self._play = state, None
+            elif self._play is not None:
+                self._play()
+                return
+            else:
+                tape = Tape()
+        with tape or nullcontext():
             self.torch_optimizer.step()
-            return
-        rate.fill_(self.learning_rate)
-        settings = [value for group in groups for name, value in group.items() if name != "params"]
-        kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
-        state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
-        if state != self._recorded:
-            self._recorded, self._play = state, None
-            self.torch_optimizer.step()
-        elif self._play is not None:
-            self._play()
-        else:
-            with Tape() as tape:
-                self.torch_optimizer.step()
-            self._play = tape.close([])[0] if tape.whole else self.torch_optimizer.step
+        if tape is not None and tape.whole:
+            self._play = tape.close([])[0]
 
     def set_rates(self) -> None:
         """Tell the device what the next update's learning rate is, and how far the average follows."""
