@@ -150,7 +150,7 @@ class Replayed:
         self._possible = True  # with this state
         self._play: Callable[[], None] | None = None
         self._given: list[Tensor] = []
-        self._kinds: list[object] = []
+        self._kinds: object = None
         self._results: Sequence[Tensor] = ()
 
     def look(self) -> None:
@@ -164,8 +164,9 @@ class Replayed:
         """What the function gives for these."""
         if self._state is None or not self._possible or given[0].device.type != "cpu":
             return self._function(*given)
-        if self._play is None or self._kinds != [(value.shape, value.dtype) for value in given]:
-            self._kinds = [(value.shape, value.dtype) for value in given]
+        kinds = [(value.shape, value.dtype) for value in given]
+        if self._play is None or self._kinds != kinds:
+            self._kinds = kinds
             with torch.inference_mode(False), torch.no_grad():
                 self._given = [value.clone() for value in given]
                 with Tape() as tape:

@@ -139,9 +139,7 @@ class _Memory:
                     known.add(_home(value))
                     self._made[n][_home(value)] = value.untyped_storage().nbytes()
                 last[_home(value)] = n
-        self._over: dict[int, list[int]] = defaultdict(
-            list
-        )  # by operation, storages that it is the last to use
+        self._over: dict[int, list[int]] = defaultdict(list)  # by operation, storages not used after it
         for home in last.keys() - results - constants:
             self._over[last[home]].append(home)
         self._constants = constants  # whose memory was nobody's before

@@ -146,7 +146,7 @@ class Batch:
     def with_tensors(
         self, tensors: Mapping[tuple[str, str | None], Tensor], mask: Tensor | None = None
     ) -> Batch:
-        """The batch that has these in the place of its own `tensors`."""
+        """The batch that has these in the place of its own `tensors`, and this mask."""
         inputs = {name: value for (kind, name), value in tensors.items() if kind == "input"}
         columns = {str(name): value for (kind, name), value in tensors.items() if kind == "column"}
         whole: Any = inputs if isinstance(self.input, dict) else inputs[None]

@@ -45,12 +45,11 @@ CASES = {
     ),
     "ppo with memory": lambda: PPO(
         num_envs=4, num_steps=16, total_timesteps=1_500, eval_freq=600, eval_episodes=2, memory="lstm",
-        memory_size=8, norm_obs=True, norm_reward=True, update_epochs=2, schedules={"clip_coef": "linear"},
-        **QUICK
+        memory_size=8, norm_obs=True, norm_reward=True, update_epochs=2, **QUICK
     ),
     "ppo, one at a time": lambda: PPO(
         env_id="Acrobot-v1", vectorization="sync", num_envs=3, num_steps=32, total_timesteps=4_000,
-        eval_freq=10**6, eval_episodes=1, ent_coef=0.01, **QUICK
+        eval_freq=10**6, eval_episodes=1, ent_coef=0.01, schedules={"clip_coef": "linear"}, **QUICK
     ),
     "ppo, in other processes": lambda: PPO(
         env_id="Acrobot-v1", vectorization="async", num_envs=3, num_steps=32, total_timesteps=4_000,
