@@ -153,10 +153,11 @@ def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> N
     from pgce.records import Record, groups
 
     panels: dict[str, dict[str, Any]] = {}
-    for (subject, learner), records in groups([Record.read(run) for run in _some(runs)]).items():
+    chosen = [Record.read(run) for run in _some(runs)]
+    for (subject, learner), records in groups(chosen).items():
         panels.setdefault(subject, {})[learner] = [record.curve(tag) for record in records]
     Image.fromarray(learning_curves(panels)).save(out)
-    print(f"{sum(map(len, panels.values()))} curves of {len(runs)} runs: {out}")
+    print(f"{sum(map(len, panels.values()))} curves of {len(chosen)} runs: {out}")
 
 
 def compare(runs: Runs, /, *, json: bool = False) -> None:
@@ -369,9 +370,11 @@ def _agent(run: str, allow_import: bool) -> Any:
 
 
 def _some(runs: Sequence[str]) -> Sequence[str]:
-    if not runs:
+    """The folders among those named: runs/* names the files beside them too."""
+    folders = [run for run in runs if not Path(run).is_file()]
+    if not folders:
         raise ValueError("at least one run is given, as its folder: there is none (pgce runs lists them)")
-    return runs
+    return folders
 
 
 def _summary(function: Callable[..., None]) -> str:

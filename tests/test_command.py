@@ -122,7 +122,9 @@ def test_states_of_a_run(tmp_path, monkeypatch):
 def test_plots(folder, tmp_path, capsys):
     agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
     out = tmp_path / "curves.png"
-    assert "2 curves of 6 runs" in said(capsys, "plot", *agents, "--out", out)
+    beside = tmp_path / "README.md"  # which runs/* names too
+    beside.touch()
+    assert "2 curves of 6 runs" in said(capsys, "plot", beside, *agents, "--out", out)
     two = np.asarray(Image.open(out))
     said(capsys, "plot", *agents[:3], "--out", out)
     one = np.asarray(Image.open(out))
@@ -149,7 +151,8 @@ def test_curves_are_those_of_tensorboard(folder):
 
 def test_compares(folder, capsys):
     agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
-    rows = [json.loads(line) for line in said(capsys, "compare", *agents, "--json").splitlines()]
+    words = ["compare", pgce.__file__, *agents, "--json"]  # a file beside them, as runs/* names too
+    rows = [json.loads(line) for line in said(capsys, *words).splitlines()]
     assert [row["learner"] for row in rows] == ["ppo", "reinforce"]
     scores = [
         [Record.read(folder / f"{name}-{seed}").score[1] for seed in (1, 2, 3)]
@@ -221,6 +224,7 @@ def test_doctor_and_completion(capsys):
         (["evaluate", "nowhere"], "config.json"),
         (["plot"], "at least one run"),
         (["compare"], "at least one run"),
+        (["compare", pgce.__file__], "at least one run"),
         (["runs", "nowhere"], "'nowhere'"),
         (["explain", "focla"], "did you mean focal?"),
         (["export", "nowhere", "a.pt2"], "config.json"),
