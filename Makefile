@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A process a core, and no more than memory is there for; each takes a test when it has ended one.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo bench scale test test-browser test-faults docs lint clean
 
@@ -19,10 +21,10 @@ scale: $(INSTALLED) ## measure what things cost as they grow, for docs/scaling.m
 	$(BIN)/python benchmarks/scale.py $(PARTS)
 
 test: $(INSTALLED) ## run the tests and doctests (the slow ones: .venv/bin/pytest -m slow)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-faults: $(INSTALLED) ## all tests of what can go wrong: crashes, full disks, bad files, dead processes
-	$(BIN)/pytest tests/faults -m "not gpu and not browser"
+	$(BIN)/pytest tests/faults -m "not gpu and not browser" $(PARALLEL)
 
 test-browser: $(INSTALLED) ## look at TensorBoard's tabs in a browser (Chromium or Chrome, which must be installed)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"

@@ -635,7 +635,7 @@ class _Training:
 
         agent, run, evaluation = self.agent, self.run, self.evaluation
         with run:
-            if run.checkpoints.found is None or not self.finished:
+            if not self.finished or evaluation.steps < self.steps:
                 with run.training(agent.total_timesteps, self.unit):
                     rounds = self._rounds() if self.examples is None else self._epochs(self.examples)
                     train(self.trainer, rounds, stop=self.current.stop, after=self._after)

@@ -7,19 +7,20 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from pgce import processes, weights
 from pgce.checkpoint import CheckpointError, load_files, save_files, tensors_from_bytes, tensors_to_bytes
-from pgce.estimators import Classifier, Regressor
 from pgce.trained import TrainedAgent
+
+if TYPE_CHECKING:
+    from pgce.estimators import Classifier, Regressor
 
 __all__ = ["load", "save"]
 
-_CLASSES = {"Classifier": Classifier, "Regressor": Regressor}
 _MODEL, _SETTINGS = "model.safetensors", "estimator.json"
 
 
@@ -50,7 +51,7 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
         True
     """
     name = type(estimator).__name__
-    if _CLASSES.get(name) is not type(estimator):
+    if _classes().get(name) is not type(estimator):
         raise TypeError(f"what is saved is a pgce.Classifier or pgce.Regressor: it is {name}")
     fitted = estimator.fitted_state()
     parameters: dict[str, Any] = {}
@@ -109,7 +110,7 @@ def load(
     try:
         content, model = json.loads(files[_SETTINGS]), files[_MODEL]
         cls, own_module, fitted = (
-            _CLASSES[content["pgce"]],
+            _classes()[content["pgce"]],
             content["own_module"],
             _from_json(content["fitted"]),
         )
@@ -124,6 +125,13 @@ def load(
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path / _SETTINGS} is damaged: {error!r}") from error
     return estimator
+
+
+def _classes() -> dict[str, type[Classifier | Regressor]]:
+    """What is saved, by name; imported only here, since agents need no scikit-learn, which takes seconds."""
+    from pgce.estimators import Classifier, Regressor
+
+    return {"Classifier": Classifier, "Regressor": Regressor}
 
 
 def _to_json(value: Any) -> Any:

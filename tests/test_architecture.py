@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ for folder in ("agents", "envs"):  # a link that is not followed, or a checkout 
         SOURCES += sorted((PACKAGE.parent / folder).glob("*.py"))
 
 
+@cache
 def code(path):
     """The source without comments and docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -105,14 +105,17 @@ def test_the_program_is_the_policy(trained, tmp_path):
         torch.testing.assert_close(action, head.mode(expected), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("trained", ["normalised", "tanh", "nested", "image", "masked"], indirect=True)
-def test_onnx_is_the_policy(trained, tmp_path):
+@pytest.fixture
+def onnxruntime():
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pytest.importorskip(package, reason=f'needs {package}: pip install "pgce[export]"')
-    import onnxruntime
+            found = pytest.importorskip(package, reason=f'needs {package}: pip install "pgce[export]"')
+    return found
 
+
+@pytest.mark.parametrize("trained", ["normalised", "tanh", "nested", "image", "masked"], indirect=True)
+def test_onnx_is_the_policy(onnxruntime, trained, tmp_path):
     agent, head, seen = trained
     path = agent.export(tmp_path / "policy.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

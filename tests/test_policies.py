@@ -21,6 +21,8 @@ LEARNERS = {
     RLOO: {"num_steps": 32, "learning_rate": 1e-2},
 }
 SLOWER = {"learning_rate": 1e-3, "update_epochs": 1, "ent_coef": 0.02}  # of PPO on images
+# Memory, and whether actions are masked: the others are slow tests.
+QUICKER = (PPO, "gru", True), (A2C, "gru", False), (RLOO, "lstm", False), (PPO, "lstm", False)
 PIXELS = Box(0, 255, (8, 8, 1), np.uint8)
 
 
@@ -116,13 +118,9 @@ def trained(kind, steps, folder, **settings):
 
 
 def each_with(spaces):
-    """Every space under PPO, and a few under the others; all of them by the slow tests."""
+    """Every space under PPO, and one under the others; all of them by the slow tests."""
     return [
-        pytest.param(
-            kind,
-            space,
-            marks=[pytest.mark.slow] * (kind is not PPO and space not in ("box", "nested", "dict")),
-        )
+        pytest.param(kind, space, marks=[pytest.mark.slow] * (kind is not PPO and space != "box"))
         for space in spaces
         for kind in LEARNERS
     ]
@@ -143,14 +141,13 @@ def test_every_action_space(kind, action, tmp_path):
         assert agent.evaluate(40).mean() > 0.85, "by chance 0.5 or less"
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
 @pytest.mark.parametrize(
-    ("memory", "masked"),
+    ("kind", "memory", "masked"),
     [
-        ("gru", True),
-        ("lstm", False),
-        pytest.param("gru", False, marks=pytest.mark.slow),
-        pytest.param("lstm", True, marks=pytest.mark.slow),
+        pytest.param(kind, memory, masked, marks=[pytest.mark.slow] * ((kind, memory, masked) not in QUICKER))
+        for kind in LEARNERS
+        for memory in ("gru", "lstm")
+        for masked in (False, True)
     ],
 )
 def test_memory_and_mask(kind, memory, masked, tmp_path):
@@ -177,8 +174,8 @@ def test_memory_and_mask(kind, memory, masked, tmp_path):
         {"norm_obs": True},
         {"observation": "image", "network": "impala", "learning_rate": 5e-4, "ent_coef": 0.05},
         {"observation": "image and vector", "norm_obs": True, "shared_torso": True, **SLOWER},
-        {"action": "box", "continuous": "tanh", "log_std_init": -1.0},
-        {"action": "box", "continuous": "beta"},
+        pytest.param({"action": "box", "continuous": "tanh", "log_std_init": -1.0}, marks=pytest.mark.slow),
+        pytest.param({"action": "box", "continuous": "beta"}, marks=pytest.mark.slow),
         {"action": "box", "std": "state"},
         {"action": "box", "std": "state", "continuous": "tanh"},
         {"action": "box", "std": "fixed", "log_std_init": -1.0},

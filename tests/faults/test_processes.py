@@ -190,10 +190,10 @@ def test_two_take_the_step_of_one(tmp_path):
 
 def test_two_train_into_one_folder(tmp_path):
     more = ["--json", "--checkpoint-every", 60]
-    code, _, errors = ended(agent(tmp_path, "runs", steps=30_000, more=more))
+    code, _, errors = ended(agent(tmp_path, "runs", steps=16_000, more=more))
     assert code == 0, errors
     result = json.loads((tmp_path / "runs" / "it" / "result.json").read_text())
-    assert 29_000 < result["steps"] <= 30_000
+    assert 15_000 < result["steps"] <= 16_000
     events = EventAccumulator(str(tmp_path / "runs" / "it"))
     events.Reload()
     curve = events.Scalars("rollout/ep_rew_mean")
@@ -202,7 +202,7 @@ def test_two_train_into_one_folder(tmp_path):
     assert curve[-1].value > 2 * curve[0].value
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["it"]
     assert json.loads((tmp_path / "runs" / "it" / "versions.json").read_text())["processes"] == 2
-    code, _, errors = ended(agent(tmp_path, "runs", steps=30_000, options=["--nproc-per-node", "1"]))
+    code, _, errors = ended(agent(tmp_path, "runs", steps=16_000, options=["--nproc-per-node", "1"]))
     assert code != 0
     assert "processes 2 -> 1" in errors
 

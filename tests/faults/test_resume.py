@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pgce
+from pgce import policy_gradient
 from pgce.agents import PPO, Reinforce, Supervised, VTrace
 from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
@@ -41,25 +42,25 @@ class WithDropout(Supervised):
 # fmt: off
 CASES = {
     "reinforce": lambda: Reinforce(
-        num_envs=4, num_steps=64, total_timesteps=10_000, eval_freq=3_000, eval_episodes=4, **QUICK
+        num_envs=4, num_steps=64, total_timesteps=6_000, eval_freq=2_000, eval_episodes=4, **QUICK
     ),
     "ppo with memory": lambda: PPO(
-        num_envs=4, num_steps=16, total_timesteps=1_500, eval_freq=600, eval_episodes=2, memory="lstm",
+        num_envs=4, num_steps=16, total_timesteps=1_000, eval_freq=400, eval_episodes=2, memory="lstm",
         memory_size=8, norm_obs=True, norm_reward=True, update_epochs=2, **QUICK
     ),
     "ppo, one at a time": lambda: PPO(
-        env_id="Acrobot-v1", vectorization="sync", num_envs=3, num_steps=32, total_timesteps=4_000,
+        env_id="Acrobot-v1", vectorization="sync", num_envs=3, num_steps=32, total_timesteps=2_500,
         eval_freq=10**6, eval_episodes=1, ent_coef=0.01, schedules={"clip_coef": "linear"}, **QUICK
     ),
     "ppo, in other processes": lambda: PPO(
-        env_id="Acrobot-v1", vectorization="async", num_envs=3, num_steps=32, total_timesteps=4_000,
+        env_id="Acrobot-v1", vectorization="async", num_envs=3, num_steps=32, total_timesteps=2_500,
         eval_freq=10**6, eval_episodes=1, **QUICK
     ),
     "v-trace": lambda: VTrace(
         num_envs=4, num_steps=16, total_timesteps=2_500, eval_freq=10**6, eval_episodes=1, **QUICK
     ),
     "classifier": lambda: WithDropout(
-        epochs=50, batch_size=256, mixup=0.2, ema_decay=0.9, quiet=True, device="cpu", checkpoint_every=0.0,
+        epochs=30, batch_size=256, mixup=0.2, ema_decay=0.9, quiet=True, device="cpu", checkpoint_every=0.0,
     ),
 }
 # fmt: on
@@ -154,7 +155,7 @@ def outcome(folder):
 
 @pytest.mark.parametrize("name", CASES)
 def test_killed_runs_go_on_as_if_nothing_had_been(name, tmp_path, fault_seed):
-    killed_and_compared(name, tmp_path, fault_seed, kills=4)
+    killed_and_compared(name, tmp_path, fault_seed, kills=3)
 
 
 def killed_and_compared(name, tmp_path, fault_seed, kills):
@@ -176,6 +177,23 @@ def test_again_and_again(name, number, tmp_path, fault_seed):
     for _ in range(number):
         fault_seed.random()
     killed_and_compared(name, tmp_path, fault_seed, kills=6)
+
+
+def test_killed_in_the_last_evaluation(tmp_path):
+    """It is made anew, though nothing is left to be learned."""
+
+    def make():
+        return Reinforce(num_envs=4, num_steps=64, total_timesteps=512, eval_episodes=4, **QUICK)
+
+    def dies():
+        policy_gradient._Evaluation.solved = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    child = attempt(make(), tmp_path / "parts", dies)
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert finished(make, tmp_path / "parts")[1] > 450, "of 512 steps, some are resets"
+    assert finished(make, tmp_path / "whole") == [0]
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("left_out", ["actions", "environments", "order", "optimizer"])
