@@ -457,6 +457,22 @@ class Optimizer:
             if flat.grad is not None:
                 flat.grad.zero_()
 
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Inside, backward leaves each gradient where it made it; then all go to the flat ones at once."""
+        self.adopt_gradients()
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            pairs = zip(self._parameters, self._views, strict=True)
+            made = [(view, p.grad) for p, view in pairs if p.grad is not None]
+            if made:
+                torch._foreach_add_([view for view, _ in made], [gradient for _, gradient in made])
+            for parameter, view in zip(self._parameters, self._views, strict=True):
+                parameter.grad = view
+
     def adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer."""
         for parameter, view in zip(self._parameters, self._views, strict=True):

@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.whole:
             given = result if isinstance(result, (tuple, list)) else [result]
-            outputs = [*_tensors(result)]
+            outputs = [value.detach() for value in _tensors(result)]  # kept so, autograd may still reuse it
             self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
             self._operations.append((func, args, kwargs or {}, outputs))
             told = all(value is None or _is_plain(value) for value in given)
@@ -93,12 +93,11 @@ class Tape(TorchDispatchMode):
             if func._schema.is_mutable
             for value in (*outs, *_tensors(_written(func, args, kwargs)))
         }
-        constants = {
-            _home(value)
-            for func, *_, outs in self._operations
-            for value in outs
-            if func.overloadpacket.__name__ in _CONSTANT and _home(value) not in written
-        }
+        constants: set[int] = set()
+        for func, args, kwargs, outs in self._operations:
+            read = {_home(value) for value in _tensors((args, kwargs))}
+            if func.overloadpacket.__name__ in _CONSTANT or (read and read <= constants and not _draws(func)):
+                constants |= {_home(value) for value in outs} - written
         memory = _Memory(self._operations, {_home(value) for value in results}, constants)
         calls: list[Callable[[], object]] = []
         for n, (func, args, kwargs, outputs) in enumerate(self._operations):
@@ -199,6 +198,11 @@ def _is_own(func: Any) -> bool:
     return all(value.alias_info is None for value in func._schema.returns)
 
 
+def _draws(func: Any) -> bool:
+    """Whether an operation gives something else whenever it is called."""
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 def _depends(func: Any, args: Any) -> bool:
     """Whether what it gives, or its shape, depends on numbers that a tensor holds."""
     if func is torch.ops.aten.index.Tensor:  # by numbers its shape is known, by booleans not
@@ -219,7 +223,9 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
     name = func.overloadpacket.__name__
     if func._schema.is_mutable:
         own = getattr(Tensor, name, None) if name.endswith("_") and not name.startswith("_") else None
-        return partial(own or func, *args, **kwargs)
+        return partial(own or func._op, *args, **kwargs)
+    if name == "mm" and args[0].shape[1] == 1:  # sums of one product each
+        return partial(torch.mul, *args, out=outputs[0])
     if name in _DIRECT and len(outputs) == 1:
         return partial(getattr(torch, name), *_scalars_placed(args), **kwargs, out=outputs[0])
     for overload in (getattr(func.overloadpacket, each) for each in func.overloadpacket.overloads()):
@@ -231,7 +237,7 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
         }
         if len(out) == len(outputs) > 0 and read == wanted:
             known = {key: value for key, value in kwargs.items() if key in read}
-            return partial(overload, *args, **known, **dict(zip(out, outputs, strict=True)))
+            return partial(overload._op, *args, **known, **dict(zip(out, outputs, strict=True)))
     return partial(_copied, func, args, kwargs, outputs)
 
 

@@ -184,7 +184,8 @@ class Batch:
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
         for _ in range(passes):
-            order = rows[torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)]
+            order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
+            order = rows.index_select(0, order)
             for index in order.tensor_split(min(parts, max(len(rows), 1))):
                 yield kept.rows(index)
 
@@ -459,10 +460,11 @@ class Trainer:
         """
         divisors = self._divisors(batch) if total is None else dict.fromkeys(self.terms, total)
         pieces: list[dict[str, Report]] = []
-        for piece in batch.split(self.micro_batch_size):
-            loss, reports = self._objective(piece, divisors, counts, looks=looks)
-            self.optimizer.scaled(loss).backward()
-            pieces.append(reports)
+        with self.optimizer.gathering():
+            for piece in batch.split(self.micro_batch_size):
+                loss, reports = self._objective(piece, divisors, counts, looks=looks)
+                self.optimizer.scaled(loss).backward()
+                pieces.append(reports)
         if len(pieces) > 1:
             reports = {name: _joined([piece[name] for piece in pieces], batch) for name in self.terms}
         return reports

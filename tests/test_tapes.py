@@ -387,6 +387,33 @@ def test_what_operations_write_without_giving_it_is_no_constant():
         assert torch.equal(found, x)
 
 
+def test_what_follows_from_constants_is_computed_once_but_for_random_numbers():
+    with Tape() as tape:
+        ones = torch.ones(3)
+        three, drawn = 2 * ones + 1, torch.rand_like(ones)
+    play, (three, drawn) = tape.close([three, drawn])
+    assert len(play.__closure__[0].cell_contents) == 1
+    before = drawn.clone()
+    play()
+    assert three.tolist() == [3, 3, 3]
+    assert not torch.equal(drawn, before)
+
+
+def test_gradients_that_were_there_stay_and_others_are_added():
+    network = mlp(4, 3)
+    optimizer = Optimizer(network.parameters())
+    network(torch.ones(1, 4)).sum().backward()
+    first = [p.grad.clone() for p in network.parameters()]
+    with optimizer.gathering():
+        network(torch.ones(1, 4)).sum().backward()
+    for parameter, before in zip(network.parameters(), first, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * before)
+    with optimizer.gathering():
+        pass
+    for parameter, before in zip(network.parameters(), first, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * before)
+
+
 def test_what_cannot_be_replayed_is_tried_once(monkeypatch):
     tried = []
     monkeypatch.setattr(graphs, "Tape", lambda: tried.append(1) or Tape())
