@@ -65,7 +65,7 @@ PROBES = [
         pytest.param(
             name,
             *probe,
-            marks=[pytest.mark.slow] * (probe[0] == MEMORY and name not in ("A2C", "PPO", "RLOO")),
+            marks=[pytest.mark.slow] * (probe[0] == MEMORY and name not in ("A2C", "RLOO")),
         )
         for name in POLICIES
         for probe in PROBES

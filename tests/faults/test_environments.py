@@ -479,7 +479,7 @@ def fault_of_a_process(what, told, limit, restarts=0, workers=3):
     ],
 )
 @pytest.mark.parametrize("restarts", [0, 1])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, restarts, workers):
     alone(fault_of_a_process, what, told, limit, restarts, workers)
 
