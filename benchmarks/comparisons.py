@@ -89,8 +89,8 @@ def _robot(env_id: str, number: int, total: int) -> Case:
     train = f"robots --env-id {env_id} --total {total} --vectorization"
     act = f"random --env-id {env_id} --num-envs {number} --seconds 3 --vectorization"
     programs = (
-        _by("pgce, sync", "pgce")(f"{train} sync"),
         Program("pgce, 2 processes", "pgce", "pgce", f"{train} sync", ranks=2),
+        _by("pgce, sync", "pgce")(f"{train} sync"),
         _by("pgce, async", "pgce")(f"{train} async"),
         _by("SB3, DummyVecEnv", "sb3")(f"{train} sync"),
         _by("SB3, SubprocVecEnv", "sb3")(f"{train} async"),

@@ -110,6 +110,48 @@ def step_fault(space: Space[Any], observation: Any, *outcome: Any) -> str | None
     return problem
 
 
+def sound_batch(
+    space: Space[Any], observations: list[Any], rewards: list[Any], *ends: list[Any]
+) -> NDArray[Any] | None:
+    """The batch of observations if a quick look at steps finds nothing wrong; None is to look at each closer.
+
+    Args:
+        space: of the observations.
+        observations: one an environment.
+        rewards: one an environment.
+        ends: terminated of each, truncated of each.
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.envs.guard import sound_batch
+        >>> space = Box(-1, 1, (2,))
+        >>> sound_batch(space, [np.zeros(2, np.float32)] * 3, [1.0] * 3, [False] * 3, [False] * 3).shape
+        (3, 2)
+        >>> sound_batch(space, [np.zeros(2, np.float32)] * 3, [1.0, 2.0, "3"], [False] * 3, [False] * 3)
+    """
+    if not isinstance(space, (Box, Discrete, MultiDiscrete, MultiBinary)):
+        return None
+    if not (set(map(type, rewards)) <= _NUMBERS and set(map(type, ends[0] + ends[1])) <= _BOOLEANS):
+        return None
+    if not sum(map(abs, map(float, rewards))) <= _LARGEST:
+        return None
+    if list in set(map(type, observations)):
+        return None
+    try:
+        batch = np.array(observations)
+    except ValueError:  # of different shapes
+        return None
+    if batch.shape != (len(observations), *(space.shape or ())) or batch.dtype != space.dtype:
+        return None
+    low, high = _bounds(space)
+    if low is not None:
+        return batch if ((low <= batch) & (batch <= high)).all() else None
+    if batch.dtype.kind == "f":
+        fine = np.isfinite(batch) if batch.itemsize <= 4 else np.abs(batch) <= _LARGEST
+        return batch if fine.all() else None
+    return batch
+
+
 def _observation_fault(space: Space[Any], value: Any, name: str) -> str | None:
     if isinstance(space, Dict):
         if not isinstance(value, Mapping) or set(value) != set(space.spaces):
@@ -471,10 +513,6 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
     ) -> None:
         SyncVectorEnv.__init__(self, env_fns, autoreset_mode=autoreset_mode)
         self._guard(name, restarts, autoreset_mode)
-        space = self.single_observation_space
-        self._plain = isinstance(space, (Box, Discrete, MultiDiscrete, MultiBinary))
-        self._shape, self._dtype = (self.num_envs, *(space.shape or ())), space.dtype
-        self._low, self._high = _bounds(space)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes, in all environments or those of `options["reset_mask"]`."""
@@ -519,7 +557,8 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             truncations.append(truncated)
             if info:
                 told[i] = info
-        batch = self._sound(observations, rewards, terminations, truncations)
+        space = self.single_observation_space
+        batch = sound_batch(space, observations, rewards, terminations, truncations)
         if batch is None:  # look closer
             for i, step in enumerate(zip(observations, rewards, terminations, truncations, strict=True)):
                 try:
@@ -536,29 +575,6 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         ends = np.array([terminations, truncations], np.bool_)
         self._end_step(ends[0] | ends[1])
         return batch, np.array(rewards, np.float64), ends[0], ends[1], self._told_together(told)
-
-    def _sound(self, observations: list[Any], rewards: list[Any], *ends: list[Any]) -> Any:
-        """The batch of observations if a quick look at all of them finds nothing wrong, else None."""
-        if not (self._plain and set(map(type, rewards)) <= _NUMBERS):
-            return None
-        if not set(map(type, ends[0] + ends[1])) <= _BOOLEANS:
-            return None
-        if not sum(map(abs, map(float, rewards))) <= _LARGEST:
-            return None
-        if list in set(map(type, observations)):
-            return None
-        try:
-            batch = np.array(observations)
-        except ValueError:  # of different shapes
-            return None
-        if batch.shape != self._shape or batch.dtype != self._dtype:
-            return None
-        if self._low is not None:
-            return batch if ((self._low <= batch) & (batch <= self._high)).all() else None
-        if batch.dtype.kind == "f":
-            fine = np.isfinite(batch) if batch.itemsize <= 4 else np.abs(batch) <= _LARGEST
-            return batch if fine.all() else None
-        return batch
 
     def _look(self, *step: Any) -> None:
         problem = step_fault(self.single_observation_space, *step)

@@ -44,6 +44,7 @@ from pgce.envs.guard import (
     _Trace,
     _Unsound,
     columns_of,
+    sound_batch,
     step_fault,
 )
 from pgce.envs.state import get_state, set_state
@@ -526,19 +527,11 @@ class _Environment:
         self.env: Any = None
 
     def answer(self, command: str, given: Any) -> Any:
-        """Do it, and tell what it gave."""
-        if command == "step":
-            observation, reward, terminated, truncated, info = self.env.step(given)
-            self._look(observation, reward, terminated, truncated)
-            if self.same_step and (terminated or truncated):
-                info = {"final_obs": observation, "final_info": info, **self._reset()}
-            else:
-                self._show(observation)
-            self.outcomes[3 * self.index : 3 * self.index + 3] = float(reward), terminated, truncated
-            return info
+        """Do it, and tell what it gave; `step` is for itself."""
         if command == "reset":
-            self.outcomes[3 * self.index : 3 * self.index + 3] = 0.0, False, False
-            return self._reset(*given)
+            observation, info = self._reset(*given)
+            self.show(observation, 0.0, False, False)
+            return info
         if command == "make":
             self.close()
             self.env = self.make()
@@ -560,23 +553,34 @@ class _Environment:
         found = self.env.get_wrapper_attr(name)
         return found(*rest[0], **rest[1]) if callable(found) else found
 
-    def _reset(self, seed: int | None = None, options: Any = None) -> dict[str, Any]:
-        observation, info = self.env.reset(seed=seed, options=options)
-        self._look(observation)
-        self._show(observation)
-        told: dict[str, Any] = info
-        return told
+    def step(self, action: Any) -> tuple[Any, ...]:
+        """What a step gave, and where it ended an episode that is followed at once, the next one's begin."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.same_step and (terminated or truncated):
+            self.look(observation, reward, terminated, truncated)
+            last = {"final_obs": observation, "final_info": info}
+            observation, info = self._reset()
+            info = {**last, **info}
+        return observation, reward, terminated, truncated, info
 
-    def _look(self, *step: Any) -> None:
+    def _reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.look(observation)
+        return observation, info
+
+    def look(self, *step: Any) -> None:
+        """Refuse what a step gave that is wrong, or an observation."""
         problem = step_fault(self.space, *step)
         if problem is not None:
             raise _Unsound(problem)
 
-    def _show(self, observation: Any) -> None:
+    def show(self, observation: Any, reward: Any, terminated: Any, truncated: Any) -> None:
+        """Put a step where the one who asked for it reads it."""
         if self.rows is None:
             write_to_shared_memory(self.space, self.index, observation, self.buffer)
         else:
             self.rows[self.index] = observation
+        self.outcomes[3 * self.index : 3 * self.index + 3] = float(reward), terminated, truncated
 
     def close(self) -> None:
         """Close the environment, if there is one; that of one that failed may fail too."""
@@ -599,17 +603,20 @@ def _work(worker: int, own: dict[int, _Environment], pipe: Any, dumped: Any, at:
             replies: dict[int, tuple[bool, Any]] = {}
             infos: dict[int, dict[str, Any]] = {}
             for command, which, given in message:
+                steps: dict[int, tuple[Any, ...]] = {}
                 for i, data in zip(which, given, strict=True):
                     at[worker] = i
                     try:
-                        told = own[i].answer(command, data)
+                        if command == "step":
+                            steps[i] = own[i].step(data)
+                        elif command == "reset":
+                            infos[i] = own[i].answer(command, data)
+                        else:
+                            replies[i] = True, own[i].answer(command, data)
                     except Exception as error:
                         replies[i] = False, _told(error)
-                    else:
-                        if command in ("step", "reset"):
-                            infos[i] = told
-                        else:
-                            replies[i] = True, told
+                if steps:
+                    _show_all(own, steps, infos, replies)
             at[worker] = _IDLE
             columns, rest = columns_of(infos) if len(infos) > 1 else ({}, infos)
             replies |= {i: (True, info) for i, info in rest.items() if info}
@@ -622,6 +629,32 @@ def _work(worker: int, own: dict[int, _Environment], pipe: Any, dumped: Any, at:
     finally:
         for each in own.values():
             each.close()
+
+
+def _show_all(
+    own: dict[int, _Environment],
+    steps: dict[int, tuple[Any, ...]],
+    infos: dict[int, dict[str, Any]],
+    replies: dict[int, tuple[bool, Any]],
+) -> None:
+    """Look at the steps of a process's environments together, or closer at each, and show what is sound."""
+    observations, *outcomes, told = map(list, zip(*steps.values(), strict=True))
+    index = [*steps]
+    one = own[index[0]]
+    batch = sound_batch(one.space, observations, *outcomes)
+    if batch is not None and one.rows is not None:
+        one.rows[index] = batch
+        np.frombuffer(one.outcomes).reshape(-1, 3)[index] = np.array(outcomes, np.float64).T
+        infos.update(zip(index, told, strict=True))
+        return
+    for i, (*step, info) in steps.items():
+        try:
+            own[i].look(*step)
+            own[i].show(*step)
+        except Exception as error:
+            replies[i] = False, _told(error)
+        else:
+            infos[i] = info
 
 
 def _told_or_why_not(reply: tuple[bool, Any]) -> tuple[bool, Any]:

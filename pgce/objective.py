@@ -181,7 +181,7 @@ def weighted_cross_entropy(
         if not ids:  # which were checked already, on a CPU by the cross-entropy
             head.check(logits, target)
         finite = math.isfinite(loss.item()) if loss.ndim == 0 else bool(loss.isfinite().all())
-        if not finite or _hides(logits, target, weight, cross_entropy, ids):
+        if not finite or _hides(head, logits, target, weight, cross_entropy):
             raise _not_finite(logits=logits, target=target, weight=weight, cross_entropy=cross_entropy)
     if reduction == "none" and mask is not None:
         return loss.new_zeros(examples).masked_scatter(mask, loss)
@@ -509,11 +509,12 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
         )
 
 
-def _hides(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor, ids: bool) -> bool:
+def _hides(head: Head, logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor) -> bool:
     """Whether a product with 0 hides from the loss what would still make the gradient NaN."""
-    if ids and math.isfinite(cross_entropy.detach().sum().item()):  # a softmax hides nothing
-        return False
-    if target.is_floating_point() and not bool(target.isfinite().all()):
+    softmax, dense = isinstance(head, Categorical), target.is_floating_point()
+    if softmax and not dense and math.isfinite(cross_entropy.detach().sum().item()):
+        return False  # a softmax hides nothing from a class
+    if dense and not bool(target.isfinite().all()):
         return True
     if bool(cross_entropy.isnan().any()):
         return True
@@ -523,6 +524,8 @@ def _hides(logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy:
     if not bool(nothing.any()):
         return False
     seen = logits[nothing]
+    if softmax and bool((seen == -math.inf).all(-1).any()):  # forbids all classes
+        return True
     return bool((seen.isnan() | (seen == math.inf)).any())
 
 
@@ -543,4 +546,6 @@ def _not_finite(**values: Tensor | None) -> ValueError:
             elif name == "cross_entropy":
                 why = ": its logits overflow, or all are −inf"
             return ValueError(f"the loss must be finite: {name} is {found} at {index}{why}")
-    return ValueError("the loss must be finite: the sum of weight × cross_entropy overflows")
+    return ValueError(
+        "the loss must be finite: weight × cross_entropy overflows, or all logits of a row are −inf"
+    )
