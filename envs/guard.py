@@ -477,7 +477,7 @@ class _Guarded(VectorEnv[Any, Any, Any]):
     def _final(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
         """The info of an episode's end, in the step that also resets."""
         told = {key: info[key] for key in ("env_restarted",) if key in info}
-        return {"final_obs": observation, "final_info": info, **told}
+        return {"final_obs": deepcopy(observation), "final_info": info, **told}  # a reset may reuse its array
 
 
 class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):

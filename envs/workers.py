@@ -558,7 +558,7 @@ class _Environment:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.same_step and (terminated or truncated):
             self.look(observation, reward, terminated, truncated)
-            last = {"final_obs": observation, "final_info": info}
+            last = {"final_obs": deepcopy(observation), "final_info": info}  # a reset may reuse its array
             observation, info = self._reset()
             info = {**last, **info}
         return observation, reward, terminated, truncated, info

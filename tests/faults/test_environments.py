@@ -484,6 +484,35 @@ def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, 
     alone(fault_of_a_process, what, told, limit, restarts, workers)
 
 
+class Reuses(gym.Env):
+    """An environment whose observations are one array, counting the steps of an episode of three."""
+
+    observation_space, action_space = gym.spaces.Box(0, 9, (4,)), gym.spaces.Discrete(2)
+
+    def __init__(self, **options):
+        self.array = np.zeros(4, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.array[:] = 0
+        return self.array, {}
+
+    def step(self, action):
+        self.array += 1
+        return self.array, 1.0, bool(self.array[0] == 3), False, {}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_last_observations_outlive_a_reset_in_the_same_array(kind):
+    envs = faulty(kind, "", entry_point=Reuses, autoreset_mode=AutoresetMode.SAME_STEP)
+    for t in range(1, 7):
+        observation, *_, info = envs.step(np.zeros(3, int))
+        assert (observation == t % 3).all()
+        assert ("final_obs" in info) == (t % 3 == 0)
+        if t % 3 == 0:
+            assert (np.stack(info["final_obs"]) == 3).all()
+    closed_quickly(envs)
+
+
 class Slow(Faulty):
     """Every step takes a while."""
 
