@@ -251,7 +251,7 @@ class Checkpoints:
         self.folder = folder
         self.every = every
         self.final = final
-        self.found = load_checkpoint(folder) if folder.exists() else None
+        self.found = load_checkpoint(folder) if _checkpoints(folder) else None  # the first may be half made
         self.failed = 0
         self._saved = time.monotonic()
         for damaged in self.found.skipped if self.found is not None else ():

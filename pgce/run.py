@@ -284,6 +284,8 @@ class Run:
             self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
         except CheckpointError as error:
             raise ValueError(f"no checkpoint in {str(folder)!r} can be resumed: {error}") from error
+        if settings.resume == "must" and self.checkpoints.found is None:
+            raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
         return attempts
 
     def _read(self, name: str, otherwise: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pgce
-from pgce import policy_gradient
+from pgce import checkpoint, policy_gradient
 from pgce.agents import PPO, Reinforce, Supervised, VTrace
 from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
@@ -192,6 +192,33 @@ def test_killed_in_the_last_evaluation(tmp_path):
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     assert finished(make, tmp_path / "parts")[1] > 450, "of 512 steps, some are resets"
+    assert finished(make, tmp_path / "whole") == [0]
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_killed_in_the_first_checkpoint(tmp_path):
+    """Whose folder is there, but nothing in it that is one: the run begins anew."""
+
+    def make():
+        return Reinforce(num_envs=4, num_steps=64, total_timesteps=512, eval_episodes=4, **QUICK)
+
+    def dies():
+        def half(folder, *given, **how):
+            (folder / ".000000000250").mkdir(parents=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save_checkpoint = half
+
+    child = attempt(make(), tmp_path / "parts", dies)
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    (folder,) = (tmp_path / "parts").glob("it/checkpoints")
+    assert not (folder / "last").exists()
+    again = make()
+    again.resume, again.runs_dir, again.run = "must", str(tmp_path / "parts"), "it"
+    with pytest.raises(ValueError, match="no checkpoint"):
+        again.train()
+    assert finished(make, tmp_path / "parts") == [0, 0]
     assert finished(make, tmp_path / "whole") == [0]
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
