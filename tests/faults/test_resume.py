@@ -179,28 +179,26 @@ def test_again_and_again(name, number, tmp_path, fault_seed):
     killed_and_compared(name, tmp_path, fault_seed, kills=6)
 
 
+def two_rounds():
+    return Reinforce(num_envs=4, num_steps=64, total_timesteps=512, eval_episodes=4, **QUICK)
+
+
 def test_killed_in_the_last_evaluation(tmp_path):
     """It is made anew, though nothing is left to be learned."""
-
-    def make():
-        return Reinforce(num_envs=4, num_steps=64, total_timesteps=512, eval_episodes=4, **QUICK)
 
     def dies():
         policy_gradient._Evaluation.solved = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
-    child = attempt(make(), tmp_path / "parts", dies)
+    child = attempt(two_rounds(), tmp_path / "parts", dies)
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    assert finished(make, tmp_path / "parts")[1] > 450, "of 512 steps, some are resets"
-    assert finished(make, tmp_path / "whole") == [0]
+    assert finished(two_rounds, tmp_path / "parts")[1] > 450, "of 512 steps, some are resets"
+    assert finished(two_rounds, tmp_path / "whole") == [0]
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
 def test_killed_in_the_first_checkpoint(tmp_path):
     """Whose folder is there, but nothing in it that is one: the run begins anew."""
-
-    def make():
-        return Reinforce(num_envs=4, num_steps=64, total_timesteps=512, eval_episodes=4, **QUICK)
 
     def dies():
         def half(folder, *given, **how):
@@ -209,17 +207,17 @@ def test_killed_in_the_first_checkpoint(tmp_path):
 
         checkpoint.save_checkpoint = half
 
-    child = attempt(make(), tmp_path / "parts", dies)
+    child = attempt(two_rounds(), tmp_path / "parts", dies)
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     (folder,) = (tmp_path / "parts").glob("it/checkpoints")
     assert not (folder / "last").exists()
-    again = make()
+    again = two_rounds()
     again.resume, again.runs_dir, again.run = "must", str(tmp_path / "parts"), "it"
     with pytest.raises(ValueError, match="no checkpoint"):
         again.train()
-    assert finished(make, tmp_path / "parts") == [0, 0]
-    assert finished(make, tmp_path / "whole") == [0]
+    assert finished(two_rounds, tmp_path / "parts") == [0, 0]
+    assert finished(two_rounds, tmp_path / "whole") == [0]
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
