@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from pgce.envs import datasets
+from pgce.envs.vector_base import NumpyVectorEnv
 
 __all__ = ["ClassificationBandit", "VectorClassificationBandit"]
 
@@ -84,22 +84,21 @@ class ClassificationBandit(gym.Env[NDArray[np.float32], np.int64]):
         return self._features[self._row].copy(), reward, True, False, {}
 
 
-class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64], Any]):
-    """N of `ClassificationBandit` at once, in NumPy, in every autoreset mode.
+class VectorClassificationBandit(NumpyVectorEnv):
+    """N of `ClassificationBandit`.
 
     Args:
         num_envs: N.
         autoreset_mode: SAME_STEP by default, since every step ends an episode; then `info["final_obs"]`
-            (N, D) holds the examples that were classified and `info["_final_obs"]` (N,) where;
-            `info["final_info"]` is empty.
+            (N, D) holds the examples that were classified.
+        max_episode_steps: truncates.
         features: (M, D).
         labels: (M,), class ids in 0..K−1.
         data: instead of both, the name of a data set.
         split: which part of it.
 
     Raises:
-        ValueError: as `ClassificationBandit`; fewer than one environment, an unknown autoreset mode, actions
-            or a reset mask that are not one an environment; a step of an environment that is to be reset.
+        ValueError: as `NumpyVectorEnv` and `ClassificationBandit`.
 
     Example:
         >>> import numpy as np
@@ -114,66 +113,28 @@ class VectorClassificationBandit(VectorEnv[NDArray[np.float32], NDArray[np.int64
         self,
         num_envs: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
         *,
         features: NDArray[Any] | None = None,
         labels: NDArray[Any] | None = None,
         data: str | None = None,
         split: Split = "train",
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"there is at least one environment: num_envs is {num_envs!r}")
-        self.num_envs = num_envs
-        self._mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self._mode}
         self._features, self._labels = _examples(features, labels, data, split)
-        self.single_observation_space, self.single_action_space = _spaces(self._features, self._labels)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        spaces = _spaces(self._features, self._labels)
+        super().__init__(num_envs, autoreset_mode, max_episode_steps, *spaces)
         self._row = np.zeros(num_envs, np.int64)
-        self._over = np.zeros(num_envs, np.bool_)
+        self._terminated = np.ones(num_envs, np.bool_)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw examples, for all or for those of `options["reset_mask"]` (N,)."""
-        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_)))
-        # Integers would be taken as indices.
-        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"a reset mask is boolean, of shape ({self.num_envs},), and True somewhere: it is {mask!r}"
-            )
-        super().reset(seed=seed)
-        self._draw(mask)
-        return self._features[self._row], {}
+    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
+        self._row[rows] = self.np_random.integers(len(self._labels), size=len(rows))
 
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[
-        NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
-    ]:
-        """Pay for the right classes; NEXT_STEP spends every other step on drawing the next examples."""
-        if self._mode == AutoresetMode.DISABLED and self._over.any():
-            raise ValueError(
-                f"a finished environment is reset before its next step: {self._over.nonzero()[0]} are not"
-            )
-        playing = ~self._over
-        actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):  # (N, 1) would be compared with every label
-            raise ValueError(f"one action an environment: {actions.shape} is not ({self.num_envs},)")
-        reward = np.where(playing, actions == self._labels[self._row], 0.0)
-        info: dict[str, Any] = {}
-        if self._mode == AutoresetMode.SAME_STEP:
-            info = {"final_obs": self._features[self._row], "_final_obs": playing.copy()}
-            info |= {"final_info": {}, "_final_info": playing.copy()}
-            self._draw(playing)
-        else:
-            self._draw(~playing)
-            self._over = playing.copy()
-        return self._features[self._row], reward, playing, np.zeros_like(playing), info
+    def _advance(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        right = actions == self._labels.take(self._row)
+        return right.astype(np.float64), self._terminated.copy()
 
-    def _draw(self, which: NDArray[np.bool_]) -> None:
-        self._row[which] = self.np_random.integers(len(self._labels), size=int(which.sum()))
-        self._over[which] = False
+    def _observe(self) -> NDArray[np.float32]:
+        return self._features.take(self._row, 0)
 
 
 def _examples(

@@ -18,8 +18,6 @@ __all__ = ["NumpyVectorEnv", "SingleEnv", "Step"]
 Step = tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 """Observation (N, ...), reward (N,), terminated (N,), truncated (N,), info."""
 
-_UNLIMITED = np.iinfo(np.int64).max
-
 
 class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
     """N environments of which a subclass says how all begin, move and look, one array operation for all.
@@ -97,7 +95,8 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
-        self._limit = _UNLIMITED if max_episode_steps in (None, -1) else max_episode_steps
+        self._limit = None if max_episode_steps == -1 else max_episode_steps
+        self._choices = np.uint64(action_space.n if isinstance(action_space, Discrete) else 0)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._over = np.zeros(num_envs, np.bool_)  # whose episode ended, and the next has not begun
         self._any_over = False
@@ -143,6 +142,7 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             self._restart(mask.nonzero()[0], chosen)
         else:
             self._restart_each(mask.nonzero()[0], chosen, [int(one) for one in seed])
+        self._over[mask] = False
         self._any_over = bool(self._over.any())
         self._has_begun = True
         return self._observe(), self._with_masks(self._info(), mask)
@@ -157,13 +157,16 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             )
         reward, terminated = self._advance(self._checked(actions))
         self._elapsed += 1
-        truncated = self._elapsed >= self._limit
+        if self._limit is None:
+            truncated = np.zeros(self.num_envs, np.bool_)
+        else:
+            truncated = self._elapsed >= self._limit
         if self._any_over:  # NEXT_STEP
             rows = self._over.nonzero()[0]
             self._restart(rows, {})
             reward[rows], terminated[rows], truncated[rows] = 0.0, False, False
         done = terminated | truncated
-        any_done = bool(done.any())
+        any_done = bool(np.count_nonzero(done))  # which is faster than any()
         info: dict[str, Any] = {}
         if any_done and self._mode == AutoresetMode.SAME_STEP:
             info["final_obs"], info["_final_obs"] = self._each(self._observe(), done), done
@@ -178,7 +181,6 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
     def _restart(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
         self._begin(rows, options)
         self._elapsed[rows] = 0
-        self._over[rows] = False
 
     def _restart_each(self, rows: NDArray[np.int64], options: dict[str, Any], seeds: list[int]) -> None:
         if len(seeds) != self.num_envs or min(seeds) < 0:
@@ -194,7 +196,7 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
     def _with_masks(self, info: dict[str, NDArray[Any]], mask: NDArray[np.bool_]) -> dict[str, Any]:
         """The info of the environments in the mask, 0 elsewhere, and the mask beside each."""
         masked: dict[str, Any] = {}
-        every = bool(mask.all())
+        every = not info or bool(mask.all())
         for key, value in info.items():
             if not every:
                 value[~mask] = 0
@@ -219,10 +221,9 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             if actions.dtype.kind not in "iu":
                 raise ValueError(f"actions in {space} are integers: their dtype is {actions.dtype}")
             actions = actions.astype(np.int64, copy=False)
-            # Unsigned, what is below 0 is above every n.
-            if actions.view(np.uint64).max() < np.uint64(space.n):
+            bad = actions.view(np.uint64) >= self._choices  # unsigned, what is below 0 is above every n
+            if not np.count_nonzero(bad):
                 return actions
-            bad = (actions < 0) | (actions >= space.n)
         else:
             if actions.dtype.kind not in "fiu":
                 raise ValueError(f"actions in {space} are real numbers: their dtype is {actions.dtype}")

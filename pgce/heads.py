@@ -121,9 +121,8 @@ class Categorical:
             if logits.ndim != 2:
                 return self.cross_entropy(logits.reshape(-1, classes), target.reshape(-1)).view(examples)
             try:
-                return F.cross_entropy(
-                    logits, target.long(), reduction="none", ignore_index=_NO_IGNORED_CLASS
-                )
+                ids = target if target.dtype == torch.int64 else target.long()
+                return F.cross_entropy(logits, ids, reduction="none", ignore_index=_NO_IGNORED_CLASS)
             except IndexError:
                 low, high = (int(edge) for edge in torch.aminmax(target))
                 raise _class_id_error(low, high, classes) from None

@@ -58,7 +58,9 @@ def _constant(weight: Tensor, cross_entropy: Tensor) -> Tensor:
             "weight and cross_entropy lie on one device: "
             f"weight is on {weight.device}, cross_entropy on {cross_entropy.device}"
         )
-    return weight.detach().to(cross_entropy.dtype)
+    weight = weight.detach()
+    # Asked for, since a call that changes nothing takes longer.
+    return weight if weight.dtype == cross_entropy.dtype else weight.to(cross_entropy.dtype)
 
 
 def objective(
@@ -95,11 +97,13 @@ def _dot(
 
     On a GPU only if it `waits` for the device.
     """
-    few = cross_entropy.numel() <= _FEW and (waits or cross_entropy.device.type == "cpu")
+    few = cross_entropy.numel() <= _FEW and (waits or cross_entropy.is_cpu)
     if not few or torch.compiler.is_compiling():
         return None
     constant = _constant(weight, cross_entropy) / divisor
-    loss = torch.dot(constant.flatten(), cross_entropy.flatten())
+    if cross_entropy.ndim != 1:
+        constant, cross_entropy = constant.flatten(), cross_entropy.flatten()
+    loss = torch.dot(constant, cross_entropy)
     return loss if not looks or math.isfinite(loss.item()) else None
 
 
@@ -166,7 +170,7 @@ def weighted_cross_entropy(
         weight = None if weight is None else weight[mask]
     target = target.detach()
     ids = isinstance(head, Categorical) and not target.is_floating_point()
-    if not torch.compiler.is_compiling() and ids and logits.device.type != "cpu":
+    if ids and not logits.is_cpu and not torch.compiler.is_compiling():
         head.check(logits, target)  # before: a GPU that computes with such ids fails for good
     cross_entropy = head.cross_entropy(logits, target)
     if reduction == "none":
@@ -458,7 +462,7 @@ def _check_linear(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> torch.
 def _check_tensors(given: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
     for values, none in ((given, False), (optional, True)):
         for name, value in values.items():
-            if not (isinstance(value, Tensor) or (none and value is None)):
+            if not ((none and value is None) or isinstance(value, Tensor)):
                 raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
 
 
