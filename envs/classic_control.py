@@ -356,7 +356,9 @@ def _roll(state: NDArray[Any], push: Reals) -> NDArray[Any]:
     position += velocity
     np.minimum(position, 0.6, out=position)
     np.maximum(position, -1.2, out=position)
-    velocity[(position == position.dtype.type(-1.2)) & (velocity < 0)] = 0.0  # the wall stops it
+    at_wall = position == position.dtype.type(-1.2)
+    if np.count_nonzero(at_wall):
+        velocity[at_wall & (velocity < 0)] = 0.0  # which stops it
     return position
 
 

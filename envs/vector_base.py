@@ -166,7 +166,7 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             self._restart(rows, {})
             reward[rows], terminated[rows], truncated[rows] = 0.0, False, False
         done = terminated | truncated
-        any_done = bool(np.count_nonzero(done))  # which is faster than any()
+        any_done = bool(np.count_nonzero(done))  # sooner told than any()
         info: dict[str, Any] = {}
         if any_done and self._mode == AutoresetMode.SAME_STEP:
             info["final_obs"], info["_final_obs"] = self._each(self._observe(), done), done
@@ -228,7 +228,7 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             if actions.dtype.kind not in "fiu":
                 raise ValueError(f"actions in {space} are real numbers: their dtype is {actions.dtype}")
             finite = np.isfinite(actions)
-            if finite.all():
+            if np.count_nonzero(finite) == finite.size:
                 return actions
             bad = ~finite.reshape(self.num_envs, -1).all(1)
         wrong = (bad & ~self._over).nonzero()[0]

@@ -86,7 +86,7 @@ def make(
 
     Raises:
         ValueError: an unknown id, vectorization or autoreset mode, or one that the environment cannot give;
-            a number of environments below 1; or an id with a module.
+            arguments that it does not take; a number of environments below 1; or an id with a module.
         pgce.envs.guard.EnvironmentFault: by "async", an environment that can't be made in its process; by
             "sync" and "async" also from reset and step.
         ImportError: the module, or a package that the environment needs, is not there.
@@ -132,6 +132,10 @@ def make(
             envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, guard, apart)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}") from error
     made = envs.metadata.get("autoreset_mode")
     # A rollout read by the wrong mode has wrong transitions, and no error.
     if not isinstance(made, AutoresetMode) or mode not in (None, made):

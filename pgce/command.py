@@ -131,7 +131,9 @@ def watch(
     frames = []
     for episode in range(episodes):
         mode = "human" if out is None else "rgb_array"
-        shown = list(films.play(agent, agent.env_id, mode=mode, seed=seed + episode, greedy=greedy))
+        shown = list(
+            films.play(agent, agent.env_id, agent.env_kwargs, mode=mode, seed=seed + episode, greedy=greedy)
+        )
         frames += [frame for frame, _ in shown if frame is not None]
         total = shown[-1][1]
         print(f"episode {episode + 1}: return {total:.1f}")

@@ -115,8 +115,8 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
 
     kind = {each.lower(): getattr(agents, each) for each in agents.__all__}[record.learner]
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
-    options = {"vectorization": agent.vectorization, "allow_import": allow_import}
-    with closing(envs.make(agent.env_id, max(8, agent.group_size), **options)) as many:
+    agent.check()
+    with closing(envs.make(agent.env_id, max(8, agent.group_size), **agent.env_options)) as many:
         model = actor_critic(agent, many)
         model.load_state_dict(load_model(record.path))
         generator = torch.Generator().manual_seed(agent.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ __all__ = ["check", "play", "save"]
 def play(
     agent: Player,
     env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
     *,
     mode: str = "rgb_array",
     seed: int = 0,
@@ -33,6 +34,7 @@ def play(
     Args:
         agent: that acts.
         env_id: of the environment.
+        env_kwargs: what it is made with.
         mode: "rgb_array" gives pictures, "human" shows a window and gives None.
         seed: of the episode.
         greedy: take the most probable actions.
@@ -42,7 +44,7 @@ def play(
         ValueError: the environment cannot be shown so.
         ImportError: a package that it draws with is not there.
     """
-    with closing(_shown(env_id, mode)) as env:
+    with closing(_shown(env_id, env_kwargs, mode)) as env:
         observation, info = env.reset(seed=seed)
         agent.reset()
         total, done, steps = 0.0, False, 0
@@ -54,7 +56,7 @@ def play(
             yield _frame(env, env_id, mode), total
 
 
-def check(env_id: str) -> None:
+def check(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
     """Refuse an environment that cannot be filmed, by drawing it once.
 
     Raises:
@@ -67,7 +69,7 @@ def check(env_id: str) -> None:
         Traceback (most recent call last):
         ValueError: pgce/DigitsBandit-v0 cannot be shown by rgb_array: ...
     """
-    with closing(_shown(env_id, "rgb_array")) as env:
+    with closing(_shown(env_id, env_kwargs, "rgb_array")) as env:
         env.reset(seed=0)
         _frame(env, env_id, "rgb_array")
 
@@ -117,11 +119,11 @@ _MOST_FRAMES = 300
 _WIDEST = 400  # pixels
 
 
-def _shown(env_id: str, mode: str) -> gym.Env[Any, Any]:
+def _shown(env_id: str, env_kwargs: Mapping[str, Any] | None, mode: str) -> gym.Env[Any, Any]:
     try:
         with warnings.catch_warnings():  # of a mode it does not know, which is told below
             warnings.simplefilter("ignore", UserWarning)
-            env = gym.make(env_id, render_mode=mode)
+            env = gym.make(env_id, render_mode=mode, **(env_kwargs or {}))
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package to be drawn: {error}") from None
     except (gym.error.Error, TypeError, ValueError) as error:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-__all__ = ["from_config", "nearest", "parse"]
+__all__ = ["from_config", "nearest", "pairs", "parse", "words_of"]
 
 T = TypeVar("T")
 
@@ -101,6 +102,40 @@ def from_config(kind: type[T], file: str | Path) -> T:
         raise ValueError(f"{path} has settings that {learner} does not: {', '.join(unknown)}")
     kept = {name: value for name, value in content.items() if name not in _NOT_KEPT}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+
+def pairs(words: Sequence[str]) -> dict[str, Any]:
+    """Names, each with a value after it that is a number, True, False, None, a list or a word.
+
+    Raises:
+        ValueError: a name has no value.
+
+    Example:
+        >>> from pgce.flags import pairs, words_of
+        >>> pairs(["map_name", "8x8", "is_slippery", "False"])
+        {'map_name': '8x8', 'is_slippery': False}
+        >>> words_of({"map_name": "8x8", "level": "3"})
+        ['map_name', '8x8', 'level', "'3'"]
+    """
+    if len(words) % 2:
+        raise ValueError(f"a value follows each name: the words are {' '.join(words)}")
+    return {name: _value(word) for name, word in zip(words[::2], words[1::2], strict=True)}
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """The words that `pairs` reads as these values."""
+    return [word for name, value in values.items() for word in (name, _word(value))]
+
+
+def _value(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and _value(value) == value else repr(value)
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization
+from pgce.flags import pairs, words_of
 from pgce.run import Also, Learner, Run
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
@@ -45,23 +48,19 @@ _LEVELS = {
 After = Callable[[int, float], bool | None]
 
 
-def _pairs(words: list[str]) -> dict[str, Any]:
-    if len(words) % 2:
-        raise ValueError(f"a schedule follows each name: the words are {' '.join(words)}")
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-# As tyro reads a dict by itself, a preset that has one would change the flag.
-Schedules = Annotated[
-    dict[str, Schedule],
-    tyro.constructors.PrimitiveConstructorSpec(
+def _named(value: str) -> tyro.constructors.PrimitiveConstructorSpec[dict[str, Any]]:
+    """A flag of names, each with a value. As tyro reads a dict by itself, a preset would change the flag."""
+    return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
-        metavar=f"[NAME {{{','.join(get_args(Schedule))}}} ...]",
-        instance_from_str=_pairs,
+        metavar=f"[NAME {value} ...]",
+        instance_from_str=pairs,
         is_instance=lambda given: isinstance(given, dict),
-        str_from_instance=lambda given: [word for pair in given.items() for word in pair],
-    ),
-]
+        str_from_instance=words_of,
+    )
+
+
+Schedules = Annotated[dict[str, Schedule], _named(f"{{{','.join(get_args(Schedule))}}}")]
+EnvKwargs = Annotated[dict[str, Any], _named("VALUE")]
 
 
 @dataclass(kw_only=True)
@@ -81,6 +80,8 @@ class Agent(Learner):
 
     env_id: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "CartPole-v1"
     """Gymnasium environment."""
+    env_kwargs: EnvKwargs = dataclasses.field(default_factory=dict)
+    """Arguments that environments are made with: max_episode_steps 500 is_slippery False, say."""
     total_timesteps: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 200_000
     """Environment steps to take at most."""
     num_envs: int = 16
@@ -169,6 +170,12 @@ class Agent(Learner):
         """Whether a value is learned beside the policy."""
         return False
 
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """How its environments are made, beside their number: arguments of `pgce.envs.make`."""
+        names = "vectorization", "allow_import", "step_timeout", "env_restarts", "env_workers"
+        return {**self.env_kwargs, **{name: getattr(self, name) for name in names}}
+
     def weight(self) -> str | Rule:
         """The weight of an action: a column, or a rule."""
         return "advantage"
@@ -182,6 +189,7 @@ class Agent(Learner):
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
             )
+        self.check_env_kwargs()
         check_choice("network", self.network, Network)
         if self.memory is not None:
             check_choice("memory", self.memory, Memory)
@@ -189,6 +197,15 @@ class Agent(Learner):
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
         if self.schedules:
             self._check_schedules()
+
+    def check_env_kwargs(self) -> None:
+        """Refuse what is not the environments' own, and what cannot be saved."""
+        if taken := self.env_kwargs.keys() & inspect.signature(envs.make).parameters.keys():
+            raise ValueError(f"arguments of environments are their own: env_kwargs has {min(taken)}")
+        try:
+            json.dumps(self.env_kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"env_kwargs is plain data, which is saved: {error}") from None
 
     def _check_schedules(self) -> None:
         """Refuse what cannot fall, and what would fall out of its range."""
@@ -411,10 +428,10 @@ def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run
     if agent.capture_video:
         from pgce import films
 
-        films.check(agent.env_id)
-    eval_id, many = agent.eval_env_id or agent.env_id, agent.eval_episodes
-    options = _options(agent)
+        films.check(agent.env_id, agent.env_kwargs)
+    options = agent.env_options
     ranks = processes.size()
+    eval_id, many = agent.eval_env_id or agent.env_id, -(-agent.eval_episodes // ranks)
     if agent.num_envs % (ranks * agent.group_size):
         raise ValueError(
             f"processes have equally many environments: num_envs is {agent.num_envs}, processes are {ranks}"
@@ -424,12 +441,6 @@ def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run
             many = min(many, train_envs.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
             return _Training(agent, train_envs, eval_envs, after, metrics)()
-
-
-def _options(agent: Agent) -> dict[str, Any]:
-    """How an agent's environments are made."""
-    names = "vectorization", "allow_import", "step_timeout", "env_restarts", "env_workers"
-    return {name: getattr(agent, name) for name in names}
 
 
 def begin_from(folder: Path, model: nn.Module) -> None:
@@ -558,7 +569,7 @@ class _Training:
     @cached_property
     def level(self) -> str:
         """How exactly the environments can be resumed."""
-        agent, options = self.agent, _options(self.agent)
+        agent, options = self.agent, self.agent.env_options
         if isinstance(self.collector.envs, AsyncVectorEnv):
             options["vectorization"] = "sync"  # whose states are the same
         return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
@@ -887,9 +898,10 @@ class _Evaluation:
             return
         with run.paused():
             how: dict[str, Any] = {"device": self._device, "continuous": agent.continuous}
-            with closing(envs.make(agent.env_id, 1, **_options(agent))) as one:
+            with closing(envs.make(agent.env_id, 1, **agent.env_options)) as one:
                 player = Player(Collector(one, self._policy, 1, seed=0, **how))
-                episode = films.play(player, agent.env_id, seed=agent.seed, greedy=True)
+                shown = agent.env_id, agent.env_kwargs
+                episode = films.play(player, *shown, seed=agent.seed, greedy=True)
                 frames = [frame for frame, _ in episode if frame is not None]
             file = films.save(run.path / "videos" / f"{steps}.gif", frames)
             run.logger.film(steps, "eval/episode", file)
@@ -902,22 +914,22 @@ class _Evaluation:
 
         from pgce.rollout import evaluate
 
-        env_seed, action_seed = self._seeds.spawn(1)[0].generate_state(2).tolist()
-        if processes.rank() > 0:  # the first evaluates for all
-            returns, lengths = processes.share(None)
-            return np.array(returns), np.array(lengths)
-        returns, lengths = evaluate(
+        ranks, rank = processes.size(), processes.rank()  # each plays its share of the episodes
+        seeds = self._seeds.spawn(1)[0].generate_state(2 * ranks).reshape(ranks, 2)
+        env_seed, action_seed = seeds[rank].tolist()
+        own = evaluate(
             self._envs,
             self._policy,
-            self._agent.eval_episodes,
+            len(range(rank, self._agent.eval_episodes, ranks)),
             seed=env_seed,
             generator=torch.Generator(self._device).manual_seed(action_seed),
             device=self._device,
             greedy=self._agent.eval_greedy,
             continuous=self._agent.continuous,
         )
-        processes.share([returns.tolist(), lengths.tolist()])
-        return returns, lengths
+        every = processes.everyones([each.tolist() for each in own])
+        returns, lengths = ([one for part in each for one in part] for each in zip(*every, strict=True))
+        return np.array(returns), np.array(lengths)
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated, and the seeds that were used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -583,7 +584,8 @@ def evaluate(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Undiscounted returns and lengths (E,) of fresh episodes.
 
-    Every environment plays a fixed share of the episodes: the first to finish would be the short ones.
+    Every environment plays a fixed share of the episodes: the first to finish would be the short ones. An
+    episode that goes on after 100,000 steps is warned of, since its end is waited for.
 
     Args:
         envs: a vector environment that nothing else is using; it is reset.
@@ -610,8 +612,17 @@ def evaluate(
     lengths: list[int] = []
     how: dict[str, Any] = {"generator": generator, "device": device, "greedy": greedy}
     collector = Collector(envs, policy, 16, seed=seed, continuous=continuous, **how)
+    long = _LONG
     while (played < share).any():
         rollout = collector.collect()
+        if (collector._length * (played < share)).max() > long:
+            warnings.warn(
+                f"an evaluation waits for the end of an episode that goes on after {long:,} steps: a limit "
+                "of them, max_episode_steps, is an argument of the environment",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            long *= 10
         ends = zip(rollout.episode_env, rollout.episode_return, rollout.episode_length, strict=True)
         for env, episode_return, length in ends:
             if played[env] < share[env]:
@@ -619,6 +630,9 @@ def evaluate(
                 returns.append(float(episode_return))
                 lengths.append(int(length))
     return np.array(returns), np.array(lengths)
+
+
+_LONG = 100_000  # steps
 
 
 def _empty(steps: int, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import numpy as np
 from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
 from pgce.envs.guard import EnvironmentFault
-from pgce.flags import from_config, parse
+from pgce.flags import from_config, parse, words_of
 from pgce.folders import Lock, differences, named, stamped
 from pgce.records import SCORES, Record
 
@@ -123,9 +123,8 @@ class Learner:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
                 values = value if isinstance(value, tuple) else (value,)
-                if isinstance(value, dict):
-                    values = tuple(word for pair in value.items() for word in pair)
-                words += [f"--{flag}", *map(str, values)]
+                told = words_of(value) if isinstance(value, dict) else map(str, values)
+                words += [f"--{flag}", *told]
         return shlex.join(words)
 
     def defaults(self) -> Learner:

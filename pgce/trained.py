@@ -34,6 +34,7 @@ class TrainedAgent(Player):
     Attributes:
         model: the networks.
         env_id: what it was trained on.
+        env_kwargs: the arguments that this was made with.
 
     Raises:
         FileNotFoundError: the folder holds no trained agent.
@@ -68,12 +69,13 @@ class TrainedAgent(Player):
                 if name in known
             }
             self._settings = Agent(**settings)
+            self._settings.check_env_kwargs()  # which permit nothing
         except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
         tensors = load_model(path)
-        self.env_id = self._settings.env_id
+        self.env_id, self.env_kwargs = self._settings.env_id, self._settings.env_kwargs
         self.device = resolve_device(device)
-        self._options: dict[str, Any] = {"allow_import": allow_import}
+        self._options: dict[str, Any] = {**self.env_kwargs, "allow_import": allow_import}
         if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
             self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:

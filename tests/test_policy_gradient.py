@@ -34,7 +34,9 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
     others = (
         falling,
         PPO.preset("Acrobot-v1", norm_obs=False),
-        PPO(env_id="Acrobot-v1"),
+        PPO(
+            env_id="Acrobot-v1", env_kwargs={"max_episode_steps": 7, "name": "8x8", "level": "3", "on": False}
+        ),
         PPO(),
         PPO(env_id="Taxi-v4"),
     )
@@ -263,6 +265,16 @@ def test_scheduled_coefficients_reach_the_terms_and_columns(tmp_path):
     assert (agent.ent_coef, agent.clip_coef) == (0.1, 0.05), "the settings are those at the start"
 
 
+def test_environments_are_made_with_their_arguments(tmp_path):
+    """In training, evaluation, and from what was saved."""
+    agent = PPO(env_kwargs={"max_episode_steps": 7}, runs_dir=str(tmp_path), **QUICK)
+    run = agent.train("CartPole-v1", total_timesteps=2_048)
+    assert run.result["eval_mean"] == 7
+    trained = pgce.load(run.path)
+    assert trained.env_kwargs == {"max_episode_steps": 7}
+    assert trained.evaluate(4).tolist() == [7.0] * 4
+
+
 @pytest.mark.parametrize("kind", [A2C, PPO])
 def test_a_constant_schedule_changes_nothing(kind, tmp_path):
     fields = {"ent_coef": 0.01, "runs_dir": str(tmp_path), **QUICK}
@@ -306,6 +318,9 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
         (PPO, {**_TRANSFORMER, "hidden_sizes": (30,)}, "there are 1, of width 30"),
         (PPO, {"network": "transformer"}, "a transformer reads tokens"),
         (GRPO, {"num_envs": 9}, "num_envs is 9, a group has 8"),
+        (PPO, {"env_kwargs": {"num_envs": 3}}, "env_kwargs has num_envs"),
+        (PPO, {"env_kwargs": {"gravity": QUICK.keys()}}, "env_kwargs is plain data"),
+        (PPO, {"env_kwargs": {"gravity": 9.8}}, "CartPole-v1 cannot be made with {'gravity': 9.8}"),
         (PPO, {"env_id": "Pendulum-v1", "init": "nowhere"}, "No such file"),
     ],
 )

@@ -144,6 +144,14 @@ def test_evaluation_gives_every_environment_its_share():
     assert sorted(returns.tolist())[:3] == [1.0, 11.0, 21.0]
 
 
+def test_an_evaluation_that_waits_for_an_end_says_so(monkeypatch):
+    monkeypatch.setattr("pgce.rollout._LONG", 20)
+    envs = SyncVectorEnv([lambda: Scripted("t1 " * 99), lambda: Scripted("c60 " * 9)])
+    with pytest.warns(RuntimeWarning, match="after 20 steps: a limit .* max_episode_steps") as told:
+        evaluate(envs, policy, 2, seed=0)
+    assert len(told) == 1
+
+
 def test_greedy_takes_the_mode():
     envs = SyncVectorEnv([lambda: Scripted("t2 c3 t9")] * 2)
     logits = torch.tensor([0.0, 0.1, 0.0])

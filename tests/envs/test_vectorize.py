@@ -286,8 +286,9 @@ def test_arguments_that_ours_know_do_not(env_id, kwargs, version):
 
 
 def test_an_unknown_argument_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'gravity'"):
-        make("Pendulum-v1", 2, gravity=3)
+    for env_id in ("Pendulum-v1", "pgce/DigitsBandit-v0"):  # one by one, and all at once
+        with pytest.raises(ValueError, match=rf"{env_id} cannot be made with .*keyword argument 'gravity'"):
+            make(env_id, 2, gravity=3)
     with pytest.raises(ValueError, match=r"Pendulum-v1's vector version in pgce\.envs takes no gravity=3"):
         make("Pendulum-v1", 2, vectorization="vector_entry_point", gravity=3)
 

@@ -406,7 +406,12 @@ def test_a_run_s_settings_import_nothing(run, copied, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="names a module, whose code would be run"):
         pgce.load(folder)
+    sly = settings | {"env_kwargs": {"allow_import": True}}
+    (folder / "config.json").write_text(json.dumps(sly))
+    with pytest.raises(ValueError, match="env_kwargs has allow_import"):
+        pgce.load(folder)
     assert not (tmp_path / "marker").exists()
+    (folder / "config.json").write_text(json.dumps(settings))
     with contextlib.suppress(Exception):
         pgce.load(folder, allow_import=True)
     assert (tmp_path / "marker").exists()  # so the module could have run

@@ -164,7 +164,7 @@ def ended(job, limit=120):
 
 def agent(tmp_path, folder, fault="none", at=0, *, steps=6_000, options=(), more=()):
     words = ["--run", "it", "--runs-dir", folder, "-n", steps, "--num-envs", 8, "--num-steps", 32, "--quiet",
-             "--no-stop-at-threshold", "--eval-freq", 2_000, "--eval-episodes", 4, "--norm-obs",
+             "--no-stop-at-threshold", "--eval-freq", 2_000, "--eval-episodes", 5, "--norm-obs",
              "--norm-reward", "--checkpoint-every", 0, *more]  # fmt: skip
     once = tmp_path / f"{folder}.happened"
     return torchrun(tmp_path, AGENT, fault, at, once, *words, options=options)
@@ -194,6 +194,7 @@ def test_two_train_into_one_folder(tmp_path):
     assert code == 0, errors
     result = json.loads((tmp_path / "runs" / "it" / "result.json").read_text())
     assert 15_000 < result["steps"] <= 16_000
+    assert result["eval_episodes"] == 5
     events = EventAccumulator(str(tmp_path / "runs" / "it"))
     events.Reload()
     curve = events.Scalars("rollout/ep_rew_mean")
