@@ -47,11 +47,16 @@ SIZES = {
 }
 QUICK = {"envs": (1, 4), "width": (16, 32), "batch": (256, 1024), "vocabulary": (10, 100), "ranks": ()}
 PARAMETERS = (1, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)
+_NUMPY = "--vectorization", "vector_entry_point"  # the environments of the other parts
 RANKS = {  # environment, steps, settings of PPO
     "Humanoid-v5, 16 × 256": ("Humanoid-v5", 20_000, ()),
-    "CartPole-v1, 16 × 256, hidden 256, 256": ("CartPole-v1", 40_000, ("--hidden-sizes", "256", "256")),
+    "CartPole-v1, 16 × 256, hidden 256, 256": (
+        "CartPole-v1",
+        40_000,
+        (*_NUMPY, "--hidden-sizes", "256", "256"),
+    ),
     **{
-        rounds.case(n): ("CartPole-v1", 200_000, ("--num-envs", str(n), "--num-steps", str(T)))
+        rounds.case(n): ("CartPole-v1", 200_000, (*_NUMPY, "--num-envs", str(n), "--num-steps", str(T)))
         for n in rounds.CHECKED
     },
 }

@@ -105,14 +105,14 @@ def from_config(kind: type[T], file: str | Path) -> T:
 
 
 def pairs(words: Sequence[str]) -> dict[str, Any]:
-    """Names, each with a value after it that is a number, True, False, None, a list or a word.
+    """Names, each with a value after it: a number, true or True, false, null or None, a list, or a word.
 
     Raises:
         ValueError: a name has no value.
 
     Example:
         >>> from pgce.flags import pairs, words_of
-        >>> pairs(["map_name", "8x8", "is_slippery", "False"])
+        >>> pairs(["map_name", "8x8", "is_slippery", "false"])
         {'map_name': '8x8', 'is_slippery': False}
         >>> words_of({"map_name": "8x8", "level": "3"})
         ['map_name', '8x8', 'level', "'3'"]
@@ -129,9 +129,12 @@ def words_of(values: Mapping[str, Any]) -> list[str]:
 
 def _value(word: str) -> Any:
     try:
-        return ast.literal_eval(word)
+        return _WORDS[word] if word in _WORDS else ast.literal_eval(word)
     except (ValueError, SyntaxError):
         return word
+
+
+_WORDS = {"true": True, "false": False, "null": None}  # as JSON has them; a word "false" would count as true
 
 
 def _word(value: Any) -> str:

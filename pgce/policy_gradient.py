@@ -81,7 +81,7 @@ class Agent(Learner):
     env_id: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "CartPole-v1"
     """Gymnasium environment."""
     env_kwargs: EnvKwargs = dataclasses.field(default_factory=dict)
-    """Arguments that environments are made with: max_episode_steps 500 is_slippery False, say."""
+    """Arguments that all environments are made with: max_episode_steps 500 is_slippery false, say."""
     total_timesteps: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 200_000
     """Environment steps to take at most."""
     num_envs: int = 16

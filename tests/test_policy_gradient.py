@@ -35,7 +35,8 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
         falling,
         PPO.preset("Acrobot-v1", norm_obs=False),
         PPO(
-            env_id="Acrobot-v1", env_kwargs={"max_episode_steps": 7, "name": "8x8", "level": "3", "on": False}
+            env_id="Acrobot-v1",
+            env_kwargs={"max_episode_steps": 7, "name": "8x8", "level": "3", "on": False, "off": "false"},
         ),
         PPO(),
         PPO(env_id="Taxi-v4"),
