@@ -203,6 +203,7 @@ class Run:
         self._profiler: Any = None
         self._since: float | None = None
         self._signals: list[int] = []
+        self._stops: _Stops | None = None
         check_choice("resume", settings.resume, Resume)
         self._lock: Lock | None = None
         self.path, self.attempt = Path(), 1
@@ -314,6 +315,8 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.logger.close()
+        if self._stops is not None:
+            self._stops.restore()
         self._release()
 
     def _release(self) -> None:
@@ -351,7 +354,7 @@ class Run:
 
         with ExitStack() as stack:
             self.bar = stack.enter_context(Bar(total, unit, quiet=self.settings.quiet))
-            stack.enter_context(_interruptible(self._signals))
+            self._stops = _Stops(self._signals)
             if self.settings.profile and processes.rank() == 0:
                 self._profiler = stack.enter_context(_profiler(self.path / "trace"))
             self._since = time.perf_counter()
@@ -359,6 +362,8 @@ class Run:
                 yield
             finally:
                 self._seconds, self._since = self.seconds, None
+                if not self._signals:  # else one of the same moment may still come, while all is saved
+                    self._stops.restore()
 
     def ended_round(self) -> None:
         """Tell the profiler, if there is one, that a round has ended."""
@@ -561,26 +566,35 @@ def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
         return process.submit(_outcome, settings).result()
 
 
-@contextmanager
-def _interruptible(signals: list[int]) -> Iterator[None]:
-    """Note the first signal to stop, so that a run can end cleanly; the second does what it always did."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
+class _Stops:
+    """Notes the first signal to stop, so that a run can end cleanly; a second does what it always did.
 
-    def restore() -> None:
-        for number, handler in before.items():
+    Those of one moment are one: a terminal, the launcher of several processes and the kernel at a launcher's
+    death each send their own.
+    """
+
+    def __init__(self, seen: list[int]) -> None:
+        self._seen, self._first = seen, 0.0
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self._before = {number: signal.signal(number, self._handle) for number in _STOPS}
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self._seen:
+            self._seen.append(number)
+            self._first = time.monotonic()
+        elif time.monotonic() - self._first > _MOMENT:
+            self.restore()
+            signal.raise_signal(number)
+
+    def restore(self) -> None:
+        """Handle signals as before."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
 
-    def handle(number: int, frame: object) -> None:
-        signals.append(number)
-        restore()
 
-    before = {number: signal.signal(number, handle) for number in _STOPS}
-    try:
-        yield
-    finally:
-        restore()
+_MOMENT = 0.3  # seconds
 
 
 def _profiler(folder: Path) -> Any:

@@ -256,9 +256,17 @@ def test_nan_in_one_process_is_seen_by_all(skips, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_the_launcher_is_stopped(number, tmp_path):
-    """All processes finish the same update and save once; none is left."""
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [(signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill), (signal.SIGINT, os.killpg)],
+    ids=["SIGTERM", "SIGKILL", "Ctrl-C"],
+)
+def test_the_launcher_is_stopped(number, whom, tmp_path):
+    """All processes finish the same update and save once; none is left.
+
+    Each of them gets more than one signal: of the launcher's death for each of its threads, of Ctrl-C from
+    the terminal and from the launcher.
+    """
     job = agent(tmp_path, "runs", "slow", steps=10**6)
     last = tmp_path / "runs" / "it" / "checkpoints" / "last"
     limit = time.monotonic() + 60
@@ -267,7 +275,7 @@ def test_the_launcher_is_stopped(number, tmp_path):
         time.sleep(0.05)
     workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and parent(pid) == job.pid]
     assert len(workers) >= 2
-    job.send_signal(number)
+    whom(job.pid, number)
     limit = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{pid}") and not zombie(pid) for pid in workers):
         assert time.monotonic() < limit, "a process goes on"
@@ -275,7 +283,7 @@ def test_the_launcher_is_stopped(number, tmp_path):
     code, _, _ = ended(job, 10)
     assert code != 0
     result = json.loads((tmp_path / "runs" / "it" / "result.json").read_text())
-    assert result["stopped"] == "terminate"
+    assert result["stopped"] == ("interrupt" if number == signal.SIGINT else "terminate")
     found = load_checkpoint(tmp_path / "runs" / "it" / "checkpoints")
     assert found.step == result["steps"] > 0
     lengths = {key: part["collector"]["observation"].shape for key, part in found.state["processes"].items()}

@@ -72,6 +72,18 @@ def test_a_signal_saves_what_was_logged_last(number, code, vectorization, tmp_pa
         os.killpg(child.pid, 0)
 
 
+def test_signals_of_one_moment_are_one(tmp_path):
+    child = started(agent(tmp_path, total_timesteps=10**7))
+    saved(tmp_path, child)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        os.kill(child.pid, number)
+        time.sleep(0.02)
+    child.join(30)
+    assert child.exitcode == 143
+    result = json.loads((tmp_path / "it" / "result.json").read_text())
+    assert load_checkpoint(tmp_path / "it" / "checkpoints").step == result["steps"]
+
+
 def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
     """Here saving takes for ever; what is on the disk is whole."""
     from pgce import checkpoint
