@@ -28,6 +28,7 @@ __all__ = [
     "any_of",
     "everyones",
     "first",
+    "follow",
     "gathered",
     "greatest",
     "join",
@@ -96,12 +97,17 @@ def join(device: str = "auto", timeout: float = 120.0) -> None:
     on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    follow()
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
     atexit.register(leave)
     if not on_gpu and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.name == "posix":
         _neighbours.append(Neighbours(rank(), size(), timeout, lambda told: gathered(told)[0]))
+
+
+def follow() -> None:
+    """Get SIGTERM when what started this process dies (on Linux), so that a run saves, and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 _neighbours: list[Neighbours] = []

@@ -563,7 +563,17 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
 
 def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_outcome, settings).result()
+        return process.submit(_followed, settings).result()
+
+
+def _followed(settings: Any) -> tuple[int, dict[str, Any]]:
+    """The outcome, for the process that started this one, if that is still there."""
+    parent = os.getppid()
+    processes.follow()
+    outcome = _outcome(settings)
+    if os.getppid() != parent:  # nobody ends this process
+        os._exit(outcome[0])
+    return outcome
 
 
 class _Stops:

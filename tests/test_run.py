@@ -335,8 +335,17 @@ def test_several_runs_keep_the_exit_codes(flags, code, message, tmp_path, monkey
         assert not list(tmp_path.glob("*__2__*")), "the first that fails is the last"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_ctrl_c_ends_all_runs_of_several_seeds(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal at the death of a parent")
+@pytest.mark.parametrize(
+    ("number", "whom", "code", "stopped"),
+    [
+        (signal.SIGINT, os.killpg, 130, "interrupt"),
+        (signal.SIGTERM, os.kill, -signal.SIGTERM, "terminate"),
+        pytest.param(signal.SIGKILL, os.kill, -signal.SIGKILL, "terminate", marks=pytest.mark.slow),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
+)
+def test_a_signal_ends_all_runs_of_several_seeds(number, whom, code, stopped, tmp_path):
     words = [
         "--seeds",
         1,
@@ -368,12 +377,12 @@ def test_ctrl_c_ends_all_runs_of_several_seeds(tmp_path):
         if len(events) == 2 and min(events) > 5_000:
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate()
+    whom(process.pid, number)
+    output, errors = process.communicate()  # when the last of them has ended
     watchdog.cancel()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*/result.json")]
-    assert [result["stopped"] for result in results] == ["interrupt"] * 2
+    assert [result["stopped"] for result in results] == [stopped] * 2
     assert len(list(tmp_path.iterdir())) == 2, "no further run began"
     assert "interquartile" not in output
 
