@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from pgce.envs.state import _restore, get_state, set_state
 
-__all__ = ["EnvironmentFault", "GuardedSyncVectorEnv", "action_fault", "columns_of", "step_fault"]
+__all__ = [
+    "EnvironmentFault",
+    "GuardedSyncVectorEnv",
+    "action_fault",
+    "columns_of",
+    "sound_batch",
+    "step_fault",
+]
 
 Make = Callable[[], gym.Env[Any, Any]]
 Column = tuple[list[int], NDArray[Any]]  # which environments, and what each has
