@@ -231,8 +231,8 @@ class _Recording:
         repeated = self._rows % len(batch)
         self._tensors = {name: value[repeated] for name, value in given.items()}
         self._mask = None if batch.mask is None else batch.mask[repeated]
-        self._number, self._total = torch.full((2,), len(batch), device=self._rows.device)
         self._told = len(batch), float(len(batch))
+        self._number, self._total = (torch.tensor(n, device=self._rows.device) for n in self._told)
         self._static = batch.with_tensors(self._tensors)
         self._step, self._by_row = step, by_row
 
@@ -408,7 +408,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _watched(module: nn.Module) -> bool:
     """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
-    return has_hooks(module) or bool(module._compiled_call_impl) or "forward" in module.__dict__
+    return has_hooks(module) or "forward" in module.__dict__ or bool(module._compiled_call_impl)
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:
@@ -430,13 +430,16 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         if _watched(module):
             return None
         found.append(module.training)
-        for value in module._parameters.values():
+        own = module.__dict__  # sooner told than attributes
+        for value in own["_parameters"].values():
             if value is not None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
                     return None
                 found += value.data_ptr(), value.requires_grad
-        found += [value.data_ptr() for value in module._buffers.values() if value is not None]
-        modules += [child for child in module._modules.values() if child is not None]
+        if buffers := own["_buffers"]:
+            found += [value.data_ptr() for value in buffers.values() if value is not None]
+        if children := own["_modules"]:
+            modules += [child for child in children.values() if child is not None]
     return tuple(found)
 
 

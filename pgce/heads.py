@@ -292,11 +292,13 @@ class Gaussian:
         _same_device(logits, target)
         mean, log_scale = self._parameters(_widened(logits))
         _same_shape("one target a mean", "the mean", mean.shape, target)
-        error = target.to(mean.dtype) - mean
+        target = target.to(mean.dtype)
         if isinstance(log_scale, Tensor):
+            error = target - mean
             each = 0.5 * (error * (-log_scale).exp()).square() + log_scale + 0.5 * _LOG_2PI
         else:
-            each = (0.5 / math.exp(2 * log_scale)) * (error * error) + (log_scale + 0.5 * _LOG_2PI)
+            squared = F.mse_loss(mean, target, reduction="none")
+            each = (0.5 / math.exp(2 * log_scale)) * squared + (log_scale + 0.5 * _LOG_2PI)
         return _sum_event(each, self.event_dims)
 
     def check(self, logits: Tensor, target: Tensor) -> None:

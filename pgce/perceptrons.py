@@ -112,9 +112,10 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(nn.ReLU())
         False
     """
+    own = module.__dict__  # sooner told than attributes
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import numpy as np
@@ -832,9 +833,9 @@ class _Training:
             values["time/collect_fps"] = self.steps / collecting
             values["time/learn_fps"] = self.steps / (run.seconds - collecting)
         if self.recent:
-            returns, lengths = np.array(self.recent).T
-            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = returns.mean(), lengths.mean()
-            values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = returns.min(), returns.max()
+            returns, lengths = zip(*self.recent, strict=True)
+            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = fmean(returns), fmean(lengths)
+            values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = min(returns), max(returns)
         return values
 
 

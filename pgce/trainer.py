@@ -183,11 +183,18 @@ class Batch:
         kept, rows = self, torch.arange(len(self), device=self._some.device)
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
+        # In the order in which they lie in memory rows are found sooner there, if caches do not hold all.
+        scattered = rows.is_cpu and len(rows) >= _SCATTERED
         for _ in range(passes):
             order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
             order = rows.index_select(0, order)
             for index in order.tensor_split(min(parts, max(len(rows), 1))):
+                if scattered:
+                    index.numpy().sort()
                 yield kept.rows(index)
+
+
+_SCATTERED = 2**13  # rows
 
 
 class _Rows(Batch):
