@@ -377,11 +377,8 @@ class Optimizer:
             how.grad_scale = None if self.max_grad_norm is None else self._cpu_excess
             settings = [value for group in groups for name, value in group.items() if name != "params"]
             kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
-            state = [
-                how.grad_scale is None,
-                *settings,
-                *(value.data_ptr() for value in kept if isinstance(value, Tensor)),
-            ]
+            places = [value.data_ptr() for value in kept if isinstance(value, Tensor)]
+            state = [how.grad_scale, *settings, *places]
             if state != self._recorded:
                 self._recorded, self._play = state, None
             elif self._play is not None:
