@@ -156,7 +156,6 @@ class Optimizer:
         self._unseen = 0  # updates launched since the last look
         on_cpu = self.device.type == "cpu" and bool(options.get("fused"))
         self._cpu_rate = torch.zeros((), dtype=torch.float64) if on_cpu else None  # of recorded updates
-        self._cpu_excess = torch.ones(())
         self._recorded: object = None  # what the recorded update depends on
         self._play: Callable[[], object] | None = None
         if self.defers:  # what the device knows of them, and what it is told
@@ -347,7 +346,12 @@ class Optimizer:
                 "parameters and optimizer are left as they were"
             )
         self._in_a_row = 0
-        self._torch_step(gradients)
+        if self.max_grad_norm is not None:
+            scale = self.max_grad_norm / (self._grad_norm + 1e-6)  # as torch's clip_grad_norm_
+            if scale < 1:
+                for gradient in gradients:
+                    gradient.mul_(scale)
+        self._torch_step()
         self.drop_gradients()
         if self._scaler is not None:
             self._scaler.update()
@@ -355,30 +359,17 @@ class Optimizer:
         for average, flat in zip(self._average, self._flat, strict=False):
             average.lerp_(flat.detach(), self._share(self.steps))
 
-    def _torch_step(self, gradients: list[Tensor]) -> None:
-        """The clipped update as torch makes it.
-
-        A CPU replays a fused one, to whose kernel torch takes a long way, and which divides gradients itself.
-        """
+    def _torch_step(self) -> None:
+        """The update as torch makes it; a CPU replays a fused one, to whose kernel torch takes a long way."""
         groups, rate = self.torch_optimizer.param_groups, self._cpu_rate
         for group in groups:
             group["lr"] = self.learning_rate if rate is None else rate
-        excess = 1.0
-        if self.max_grad_norm is not None:  # as torch's clip_grad_norm_
-            excess = max(1.0, (self._grad_norm + 1e-6) / self.max_grad_norm)
         tape: Tape | None = None
-        if rate is None and excess > 1:
-            for gradient in gradients:
-                gradient.div_(excess)
-        elif rate is not None:
+        if rate is not None:
             rate.fill_(self.learning_rate)
-            self._cpu_excess.fill_(excess)
-            how: Any = self.torch_optimizer
-            how.grad_scale = None if self.max_grad_norm is None else self._cpu_excess
             settings = [value for group in groups for name, value in group.items() if name != "params"]
             kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
-            places = [value.data_ptr() for value in kept if isinstance(value, Tensor)]
-            state = [how.grad_scale, *settings, *places]
+            state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
             if state != self._recorded:
                 self._recorded, self._play = state, None
             elif self._play is not None:

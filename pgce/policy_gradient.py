@@ -319,7 +319,7 @@ class Agent(Learner):
 
         if not self.norm_adv:
             return advantage
-        rounding = 1e-5 * processes.greatest(returns[valid].abs())  # returns that differ by less are alike
+        rounding = 1e-5 * processes.greatest(returns.masked_select(valid).abs())  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(
@@ -683,7 +683,8 @@ class _Training:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
             with self.run.part("collect"):
                 rollout = collector.collect()
-            self.seen = rollout.observation[:-1][rollout.valid]
+            if model.normalize is not None:
+                self.seen = rollout.observation[:-1][rollout.valid]
             if self.steps == 0:
                 self._normalize()  # the policy hardly looks yet
             ended = zip(rollout.episode_return.tolist(), rollout.episode_length.tolist(), strict=True)

@@ -88,7 +88,7 @@ def whiten(
         >>> whiten(torch.tensor([100.0, 100.00001]), floor=1e-3)
         tensor([0., 0.])
     """
-    counted = value if mask is None else value[mask]
+    counted = value if mask is None else value.masked_select(mask)
     (number,) = processes.sum_of([counted.numel()])
     if number == 0:
         return value
