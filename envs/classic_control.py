@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ def _acrobot_slope(state: Reals, torque: Reals) -> Reals:
     return slope
 
 
+_PUSH = np.array([-10.0, 10.0])  # N, to the left and to the right
+
+
 class CartPoleVectorEnv(NumpyVectorEnv):
     """N of CartPole-v1: keep a pole upright on a cart, by pushing the cart.
 
@@ -196,7 +200,7 @@ class CartPoleVectorEnv(NumpyVectorEnv):
         push = turning * turning
         push *= 0.05  # mass × half length of the pole
         push *= sine
-        push += actions * 20.0 - 10.0
+        push += _PUSH.take(actions)
         push /= 1.1  # mass of both
         change[1] = (9.8 * sine - cosine * push) / (0.5 * (4.0 / 3.0 - 0.1 * (cosine * cosine) / 1.1))
         change[0] = push - 0.05 * change[1] * cosine / 1.1
@@ -462,6 +466,6 @@ def _number(options: dict[str, Any], name: str, default: float) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = np.nan
-    if not np.isfinite(number):
+    if not math.isfinite(number):
         raise ValueError(f"{name} is a finite number: it is {value!r}")
     return number
