@@ -171,7 +171,8 @@ class Batch:
     ) -> Iterator[Batch]:
         """The rows that count in random order, cut into `parts` batches of nearly equal size.
 
-        Sequences, whose mask is (B, L), stay whole.
+        Sequences, whose mask is (B, L), stay whole. Within a part rows of a large batch on a CPU may keep the
+        order in which they lie in memory, where they are found sooner.
 
         Args:
             parts: how many batches; fewer come if there are fewer rows.
@@ -183,7 +184,6 @@ class Batch:
         kept, rows = self, torch.arange(len(self), device=self._some.device)
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
-        # In the order in which they lie in memory rows are found sooner there, if caches do not hold all.
         scattered = rows.is_cpu and len(rows) >= _SCATTERED
         for _ in range(passes):
             order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
@@ -194,7 +194,7 @@ class Batch:
                 yield kept.rows(index)
 
 
-_SCATTERED = 2**13  # rows
+_SCATTERED = 2**13  # rows, of which caches do not hold all
 
 
 class _Rows(Batch):

@@ -194,6 +194,16 @@ def test_shuffled_parts_hold_every_row_that_counts_once():
     assert [len(p) for p in batch.rows(torch.arange(2)).shuffled(5)] == [1]
 
 
+def test_shuffled_parts_of_a_large_batch_are_random_ones():
+    batch = Batch(torch.zeros(10_000), {"row": torch.arange(10_000)})
+    first, second, *_ = parts = [part["row"] for part in batch.shuffled(4, passes=2)]
+    for whole in (parts[:4], parts[4:]):
+        assert sorted(torch.cat(whole).tolist()) == list(range(10_000))
+    assert all(4_500 < part.float().mean() < 5_500 for part in parts)
+    assert not torch.equal(first, second)
+    assert len(set(first.tolist()) & set(parts[4].tolist())) < 1_000  # of 2,500: 625 by chance
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
