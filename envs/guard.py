@@ -552,7 +552,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                     observation, reward, terminated, truncated, info = env.step(action)
                     if same and (terminated or truncated):
                         self._look(observation, reward, terminated, truncated)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     observation, reward, terminated, truncated, info = self._replaced(i, error)
                 if same and (terminated or truncated):
                     info = self._final(observation, info)
@@ -605,18 +605,18 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             try:
                 observation, info = self.envs[i].reset(seed=seed, options=options)
                 self._look(observation)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._replace(i, error)
                 seed = None
             else:
                 return observation, info
 
-    def _replaced(self, i: int, error: Exception) -> tuple[Any, ...]:
+    def _replaced(self, i: int, error: BaseException) -> tuple[Any, ...]:
         last = self._last()[i]
         self._replace(i, error)
         return self._cut(last)
 
-    def _replace(self, i: int, error: Exception) -> None:
+    def _replace(self, i: int, error: BaseException) -> None:
         """Make an environment anew, or raise its fault."""
         while True:
             seed = self._spend(self._failure(i, *_told(error), error))
@@ -638,16 +638,20 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             set_state(env, state)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments; that of one that failed may fail too."""
-        for env in getattr(self, "envs", ()):
+        """Close the environments. Where that fails, what was learned in them is no worse for it."""
+        for i, env in enumerate(getattr(self, "envs", ())):
             try:
                 env.close()
-            except Exception:
+            except Exception as error:
                 if self._fault is None:
-                    raise
+                    warnings.warn(
+                        f"environment {i} of {self._name} cannot be closed: {type(error).__name__}: {error}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
 
 
-def _told(error: Exception) -> tuple[str, str]:
+def _told(error: BaseException) -> tuple[str, str]:
     """What went wrong, in words, and the traceback."""
     if isinstance(error, _Unsound):
         return f"gave {error}", ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from importlib import import_module
+from traceback import format_exc
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -18,11 +21,11 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pgce.envs.guard import GuardedSyncVectorEnv, Make
+from pgce.envs.guard import EnvironmentFault, GuardedSyncVectorEnv, Make
 from pgce.envs.state import one_step
 from pgce.envs.workers import GuardedAsyncVectorEnv, cores
 
-__all__ = ["EnvPoolVectorEnv", "Vectorization", "make", "reset", "spawn_seeds"]
+__all__ = ["EnvPoolVectorEnv", "Vectorization", "check_same_spaces", "make", "reset", "spawn_seeds"]
 
 Vectorization = Literal["auto", "vector_entry_point", "sync", "async", "envpool"]
 
@@ -74,7 +77,8 @@ def make(
             environments are seen to step faster by, in half a second at most.
         autoreset_mode: when a finished environment is reset, as `gymnasium.vector.AutoresetMode` or its
             value ("NextStep", "SameStep", "Disabled"); None is the vector environment's default.
-        allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run.
+        allow_import: permit ids of the form `module:Env-v0`, for which the module is imported and so run; it
+            may lie in the current folder.
         step_timeout: seconds that a step or reset may take by "async"; None is no limit.
         env_restarts: how many environments that fail by "sync" and "async" are made anew, all together;
             0 raises the first fault.
@@ -87,7 +91,7 @@ def make(
     Raises:
         ValueError: an unknown id, vectorization or autoreset mode, or one that the environment cannot give;
             arguments that it does not take; a number of environments below 1; or an id with a module.
-        pgce.envs.guard.EnvironmentFault: by "async", an environment that can't be made in its process; by
+        pgce.envs.guard.EnvironmentFault: an environment or module that fails when it is made or imported; by
             "sync" and "async" also from reset and step.
         ImportError: the module, or a package that the environment needs, is not there.
 
@@ -118,12 +122,16 @@ def make(
     except ValueError:
         known = ", ".join(mode.value for mode in AutoresetMode)
         raise ValueError(f"autoreset_mode is None or one of {known}: it is {autoreset_mode!r}") from None
+    if not isinstance(env_id, str):
+        raise ValueError(f"env_id is a string, as registered with Gymnasium: it is {env_id!r}")
     module, _, name = env_id.rpartition(":")
     if module and not allow_import:
         raise ValueError(f"{env_id!r} names a module, whose code would be run: allow_import=True permits it")
-    if module:
-        import_module(module)
     try:
+        if module:
+            if os.getcwd() not in sys.path and "" not in sys.path:  # a script knows its own folder only
+                sys.path.append(os.getcwd())
+            import_module(module)
         if vectorization == "envpool":
             envs: VectorEnv[Any, Any, Any] = EnvPoolVectorEnv(name, num_envs, **kwargs)
         else:
@@ -132,10 +140,14 @@ def make(
             envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, guard, apart)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
-    except TypeError as error:
-        if not kwargs:
-            raise
-        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}") from error
+    except (ValueError, ImportError, gym.error.Error, EnvironmentFault):
+        raise
+    except Exception as error:
+        if kwargs and isinstance(error, TypeError):
+            raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}") from error
+        raise EnvironmentFault(
+            f"{env_id} cannot be made: {type(error).__name__}: {error}", trace=format_exc()
+        ) from error
     made = envs.metadata.get("autoreset_mode")
     # A rollout read by the wrong mode has wrong transitions, and no error.
     if not isinstance(made, AutoresetMode) or mode not in (None, made):
@@ -145,6 +157,26 @@ def make(
             f"it has {made!r}, {mode or 'any'} was asked for"
         )
     return envs
+
+
+def check_same_spaces(own: VectorEnv[Any, Any, Any], other: VectorEnv[Any, Any, Any]) -> None:
+    """Refuse other environments than a policy was made for.
+
+    Raises:
+        ValueError: with the spaces that differ.
+
+    Example:
+        >>> import pgce.envs
+        >>> from pgce.envs.vectorize import check_same_spaces
+        >>> check_same_spaces(pgce.envs.make("CartPole-v1"), pgce.envs.make("Taxi-v4"))
+        Traceback (most recent call last):
+        ValueError: the spaces are alike: action_space of CartPole-v1 is Discrete(2), of Taxi-v4 Discrete(6)
+    """
+    for space in ("action_space", "observation_space"):
+        one, two = (getattr(envs, f"single_{space}") for envs in (own, other))
+        if one != two:
+            names = [getattr(envs.spec, "id", str(envs)) for envs in (own, other)]
+            raise ValueError(f"the spaces are alike: {space} of {names[0]} is {one}, of {names[1]} {two}")
 
 
 class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):

@@ -444,7 +444,8 @@ def cnn(image: tuple[int, int, int], outputs: int, output_gain: float | None = N
 def nature(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.Sequential, int]:
     """The layers of the deep Q-network before its last, (B, C, H, W) -> (B, 512), and that width.
 
-    They are its own from 36 pixels on; smaller images get kernels of 3, without stride.
+    They are its own from 36 pixels on; smaller images get kernels of 3, with a stride of 2 in the first layer
+    from 14 pixels on, and in the second from 24, so that the last has no more to read than of 84 pixels.
 
     Args:
         image: (C, H, W).
@@ -466,8 +467,9 @@ def nature(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.
     channels, height, width = image
     if min(height, width) < 7:
         raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
-    large = min(height, width) >= 36
-    shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if large else ((32, 3, 1), (64, 3, 1), (64, 3, 1))
+    least = min(height, width)
+    small = (32, 3, 2 if least >= 14 else 1), (64, 3, 2 if least >= 24 else 1), (64, 3, 1)
+    shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if least >= 36 else small
     gain = math.sqrt(2) if orthogonal else None
     layers: list[nn.Module] = []
     for filters, kernel, stride in shapes:

@@ -24,7 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
 from pgce.envs.state import exactness
-from pgce.envs.vectorize import Vectorization
+from pgce.envs.vectorize import Vectorization, check_same_spaces
 from pgce.flags import pairs, words_of
 from pgce.run import Also, Learner, Run
 
@@ -186,6 +186,8 @@ class Agent(Learner):
         self.at_least_one(
             "total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes", "memory_size"
         )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise ValueError(f"seed is a whole number, at least 0: it is {self.seed!r}")
         if self.num_envs % self.group_size:
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
@@ -201,6 +203,8 @@ class Agent(Learner):
 
     def check_env_kwargs(self) -> None:
         """Refuse what is not the environments' own, and what cannot be saved."""
+        if not isinstance(self.env_kwargs, Mapping):
+            raise ValueError(f"env_kwargs are arguments by name: they are {self.env_kwargs!r}")
         if taken := self.env_kwargs.keys() & inspect.signature(envs.make).parameters.keys():
             raise ValueError(f"arguments of environments are their own: env_kwargs has {min(taken)}")
         try:
@@ -443,6 +447,7 @@ def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, train_envs.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:
+            check_same_spaces(train_envs, eval_envs)
             return _Training(agent, train_envs, eval_envs, after, metrics)()
 
 
@@ -654,7 +659,10 @@ class _Training:
                     rounds = self._rounds() if self.examples is None else self._epochs(self.examples)
                     train(self.trainer, rounds, stop=self.current.stop, after=self._after)
                     if self.stopped == "budget" and evaluation.steps < self.steps:
+                        if run.checkpoints.final:  # an evaluation may take long, or fail
+                            self._save()
                         evaluation.solved(run, self.steps)
+                        self.stopped = "budget" if evaluation.steps == self.steps else run.interrupted
                     evaluation.film(run, self.steps)
                 if run.checkpoints.final or run.interrupted:
                     self._save()
@@ -796,7 +804,11 @@ class _Training:
                 evaluation.film(run, self.steps)
             if evaluation.solved(run, self.steps):
                 self.stopped = "threshold"
-            elif self.evaluated is not None and self.evaluated(self.steps, evaluation.result()["eval_mean"]):
+            elif (
+                self.evaluated is not None
+                and evaluation.steps == self.steps  # else it was cut short
+                and self.evaluated(self.steps, evaluation.result()["eval_mean"])
+            ):
                 self.stopped = "after"
 
     def _hint(self) -> None:
@@ -860,6 +872,8 @@ def _shown(values: Mapping[str, float]) -> str:
     return " · ".join([*words, speed])
 
 
+_PATIENCE = 5.0  # seconds that an evaluation has after a signal to stop
+
 _OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale"
 """Keys of a training's state that differ between processes."""
 
@@ -879,15 +893,18 @@ class _Evaluation:
     def solved(self, run: Run, steps: int) -> bool:
         """Evaluate; a threshold that is reached must be reached again, since one evaluation may be lucky.
 
-        The last evaluation is what is logged and what the result tells. Training time stands still.
+        The last evaluation is what is logged and what the result tells. Training time stands still. One that
+        a signal to stop finds has some seconds for its end; if it is cut short, none was made.
         """
         goal = math.inf if self.threshold is None else self.threshold
-        self.steps = steps
+        every = self._agent.eval_episodes
         with run.paused():
-            returns, lengths = self._evaluate()
-            if returns.mean() >= goal:
-                returns, lengths = self._evaluate()
-        self.returns = returns
+            returns, lengths = self._evaluate(run)
+            if len(returns) == every and returns.mean() >= goal:
+                returns, lengths = self._evaluate(run)
+        if len(returns) < every:
+            return False
+        self.steps, self.returns = steps, returns
         scores = {"eval/mean_reward": float(returns.mean()), "eval/mean_ep_length": float(lengths.mean())}
         run.logger.scalars(steps, scores)
         return scores["eval/mean_reward"] >= goal
@@ -913,7 +930,7 @@ class _Evaluation:
                 films.save(file.with_suffix(".mp4"), frames)
         self._filmed = steps
 
-    def _evaluate(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _evaluate(self, run: Run) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         import torch
 
         from pgce.rollout import evaluate
@@ -930,6 +947,7 @@ class _Evaluation:
             device=self._device,
             greedy=self._agent.eval_greedy,
             continuous=self._agent.continuous,
+            stop=lambda: run.waited > _PATIENCE,
         )
         every = processes.everyones([each.tolist() for each in own])
         returns, lengths = ([one for part in each for one in part] for each in zip(*every, strict=True))

@@ -295,9 +295,10 @@ class Collector:
                     logits, action = (_empty(steps, value) for value in (now, acts))
                     each_logits, each_action = logits.unbind(0), action.unbind(0)
                 each_logits[t].copy_(now)
-                following, reward[t], terminated[t], truncated[t], info = envs.step(
-                    self._actions.decode(each_action[t].copy_(acts))
-                )
+                step = envs.step(self._actions.decode(each_action[t].copy_(acts)))
+                if t == 0:
+                    _check_shapes(envs, *step[1:4])
+                following, reward[t], terminated[t], truncated[t], info = step
                 np.logical_or(terminated[t], truncated[t], out=done[t])
                 if "env_restarted" in info:
                     lost[t] = info["env_restarted"]
@@ -305,6 +306,10 @@ class Collector:
                 if not self._late and done[t].any():
                     which = done[t].nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
+                        if "final_obs" not in info:
+                            raise EnvironmentFault(
+                                f'by SAME_STEP info["final_obs"] has the last observations: {envs} gave none'
+                            )
                         last = self._stacked([info["final_obs"][i] for i in which])
                         finals.append((t * n + which, self._encoded(last, {})))
                     else:
@@ -404,9 +409,17 @@ class Collector:
             action_mask: which actions are allowed.
             greedy: take the most probable action.
             state: (1, S), the policy's memory before; None begins an episode.
+
+        Raises:
+            ValueError: the observation is not one of the environment's.
         """
         mask = None if action_mask is None else [action_mask]
-        encoded = self.encode(self._stacked([observation]), mask)
+        try:
+            stacked = self._stacked([observation])
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            space = self.envs.single_observation_space
+            raise ValueError(f"an action is for one observation of {space}: {error}") from error
+        encoded = self.encode(stacked, mask)
         with torch.no_grad():
             if self.state_size:
                 first = torch.tensor([state is None], device=self.device)
@@ -437,6 +450,11 @@ class Collector:
                 mask = np.ones((len(encoded), self.mask_size), np.bool_)
             mask = mask | ~mask.any(1, keepdims=True)  # where nothing is allowed, no action is waited for
             encoded = np.concatenate([encoded, mask], 1, dtype=np.float32)
+        elif "action_mask" in info:
+            raise ValueError(
+                f"environments that give action masks do so from their reset on: {self.envs} gave "
+                'info["action_mask"] later'
+            )
         return encoded
 
     def _mask(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
@@ -581,6 +599,7 @@ def evaluate(
     device: torch.device | None = None,
     greedy: bool = False,
     continuous: Continuous = "gaussian",
+    stop: Callable[[], object] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Undiscounted returns and lengths (E,) of fresh episodes.
 
@@ -596,6 +615,7 @@ def evaluate(
         device: where the policy computes.
         greedy: take the most probable action instead of sampling.
         continuous: distribution of the actions of a Box space.
+        stop: asked now and then; True ends the evaluation, with the episodes that ended until then.
 
     Example:
         >>> import pgce.envs
@@ -613,7 +633,7 @@ def evaluate(
     how: dict[str, Any] = {"generator": generator, "device": device, "greedy": greedy}
     collector = Collector(envs, policy, 16, seed=seed, continuous=continuous, **how)
     long = _LONG
-    while (played < share).any():
+    while (played < share).any() and not (stop is not None and stop()):
         rollout = collector.collect()
         if (collector._length * (played < share)).max() > long:
             warnings.warn(
@@ -633,6 +653,16 @@ def evaluate(
 
 
 _LONG = 100_000  # steps
+
+
+def _check_shapes(envs: gym.vector.VectorEnv[Any, Any, Any], *given: Any) -> None:
+    """Refuse what would be broadcast, and so be learned from, unseen."""
+    for name, value in zip(("reward", "terminated", "truncated"), given, strict=True):
+        if np.shape(value) != (envs.num_envs,):
+            raise EnvironmentFault(
+                f"a vector environment gives one {name} an environment, ({envs.num_envs},): {envs} gave "
+                f"the shape {np.shape(value)}"
+            )
 
 
 def _empty(steps: int, like: Tensor) -> Tensor:

@@ -170,8 +170,11 @@ class Learner:
     def at_least_one(self, *names: str) -> None:
         """Refuse settings of these names that are below 1."""
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1: it is {getattr(self, name)}")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise ValueError(f"{name} is a whole number: it is {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} is at least 1: it is {value}")
 
 
 class Run:
@@ -385,6 +388,11 @@ class Run:
         seen = processes.sum_of([number in self._signals[:1] for number in _STOPS])
         return next((stop for stop, times in zip(_STOPS.values(), seen, strict=True) if times), "")
 
+    @property
+    def waited(self) -> float:
+        """Seconds since a signal to stop came to this process while training; 0 if none did."""
+        return 0.0 if self._stops is None else self._stops.waited
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time inside, of evaluation, out of `training`."""
@@ -596,6 +604,11 @@ class _Stops:
         elif time.monotonic() - self._first > _MOMENT:
             self.restore()
             signal.raise_signal(number)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the first signal; 0 before it."""
+        return time.monotonic() - self._first if self._seen else 0.0
 
     def restore(self) -> None:
         """Handle signals as before."""

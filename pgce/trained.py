@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.vector.utils import create_empty_array
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from pgce import envs
+from pgce.envs.vectorize import check_same_spaces
 from pgce.policy_gradient import Agent
 from pgce.rollout import Collector, Player, evaluate
 
@@ -90,8 +91,13 @@ class TrainedAgent(Player):
     def evaluate(
         self, episodes: int = 100, *, env_id: str | None = None, seed: int = 0, greedy: bool = True
     ) -> NDArray[np.float64]:
-        """Undiscounted returns (E,) of fresh episodes, on its own environment or another."""
-        with closing(envs.make(env_id or self.env_id, min(episodes, 16), **self._options)) as many:
+        """Undiscounted returns (E,) of fresh episodes, on its own environment or another.
+
+        Raises:
+            ValueError: less than one episode, or an environment with other spaces.
+        """
+        with closing(envs.make(env_id or self.env_id, _at_once(episodes), **self._options)) as many:
+            check_same_spaces(self._collector.envs, many)
             return self._play(many, episodes, seed, greedy)
 
     def record(
@@ -103,13 +109,13 @@ class TrainedAgent(Player):
             The undiscounted returns (E,).
 
         Raises:
-            ValueError: the path does not end in .npz.
+            ValueError: the path does not end in .npz, or less than one episode.
         """
         from pgce.demonstrations import Recorder
 
         if Path(path).suffix != ".npz":
             raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
-        with closing(envs.make(self.env_id, min(episodes, 16), **self._options)) as many:
+        with closing(envs.make(self.env_id, _at_once(episodes), **self._options)) as many:
             recorder = Recorder(many, episodes)
             returns = self._play(recorder, episodes, seed, greedy)
         recorder.save(path)
@@ -136,7 +142,9 @@ class TrainedAgent(Player):
 
         envs = self._collector.envs
         head = actions(envs.single_action_space, self._settings.continuous).head
-        example = self._collector.encode(create_empty_array(envs.single_observation_space, 2))
+        space = envs.single_observation_space
+        two: Any = create_empty_array(space, 2)
+        example = self._collector.encode(concatenate(space, [space.sample(), space.sample()], two))
         return export(self.model.policy, head, example, path)
 
     def _play(
@@ -148,3 +156,10 @@ class TrainedAgent(Player):
         options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
         options["continuous"] = self._settings.continuous
         return evaluate(many, self.model.policy, episodes, seed=seed, **options)[0]
+
+
+def _at_once(episodes: int) -> int:
+    """How many environments play so many episodes."""
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise ValueError(f"there is at least one episode: episodes is {episodes!r}")
+    return min(episodes, 16)

@@ -31,6 +31,11 @@ KINDS = {
     "beta": (VECTOR, Box(-1, 1, (3,)), {"continuous": "beta"}),
     "nested": (VECTOR, Dict(a=Discrete(2), b=Tuple((Box(0, 1, (2,)), MultiDiscrete([2, 2])))), {}),
     "image": (Box(0, 255, (12, 12, 3), np.uint8), Discrete(3), {}),
+    "numbers that begin elsewhere": (
+        Dict(a=Discrete(4, start=5), b=MultiDiscrete([3, 4], start=[2, -1])),
+        Discrete(3, start=-1),
+        {},
+    ),
     "memory": (VECTOR, Box(-1, 1, (3,)), {"memory": "gru", "norm_obs": True}),
     "masked memory": (
         Dict(observation=VECTOR, action_mask=MultiBinary(3)),
@@ -55,7 +60,7 @@ class Any(gym.Env):
         """A random observation; its mask allows the first choice of each component, or more."""
         observation = self.observation_space.sample()
         if isinstance(observation, dict):
-            masks = observation["action_mask"]
+            masks = observation.get("action_mask", ())
             for mask in masks if isinstance(masks, tuple) else (masks,):
                 mask[0] = 1
         return observation

@@ -162,3 +162,12 @@ def test_networks_of_images():
         assert network(torch.zeros(3, 2, 64, 64)).shape == (3, width)
         with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
             body((1, 5, 9))
+
+
+@pytest.mark.parametrize("side", [7, 13, 14, 23, 24, 35, 36, 84])
+def test_networks_of_small_images_are_no_larger_than_of_large_ones(side):
+    body, _ = nature((3, side, side))
+    assert sum(p.numel() for p in body.parameters()) <= sum(
+        p.numel() for p in nature((3, 84, 84))[0].parameters()
+    )
+    assert body(torch.zeros(2, 3, side, side)).shape == (2, 512)

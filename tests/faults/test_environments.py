@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from pgce.envs import make, reset, spawn_seeds
 from pgce.envs.guard import EnvironmentFault, action_fault, step_fault
 from pgce.envs.state import get_state, one_step, set_state
+from pgce.rollout import Collector
 
 SEED = 7
 SEEDS = spawn_seeds(SEED, 3)
@@ -235,6 +236,122 @@ def test_an_exception_is_told_with_its_place_and_traceback(kind, mode, tmp_path)
     assert "ZeroDivisionError: the world ends" in fault.trace
     assert fault.__cause__ is not None, "the traceback is shown with the fault"
     closed_quickly(envs)
+
+
+class Unlucky(gym.Env):
+    """Fails in one of its methods."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fails):
+        self.fails = fails
+        if fails == "init":
+            raise KeyError("no display")
+
+    def reset(self, *, seed=None, options=None):
+        if self.fails == "reset":
+            sys.exit(0)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        if self.fails == "step":
+            sys.exit(0)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def close(self):
+        if self.fails == "close":
+            raise KeyError("no display")
+
+
+@pytest.fixture
+def unlucky(monkeypatch):
+    spec = EnvSpec("pgce-test/Unlucky-v0", entry_point=Unlucky, disable_env_checker=True)
+    monkeypatch.setitem(gym.registry, spec.id, spec)
+    return lambda fails: make(spec.id, 2, vectorization="sync", fails=fails)
+
+
+def test_an_environment_that_cannot_be_made_is_named(unlucky):
+    with pytest.raises(EnvironmentFault, match="Unlucky-v0 cannot be made: KeyError: 'no display'") as told:
+        unlucky("init")
+    assert "raise KeyError" in told.value.trace
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_an_environment_does_not_end_the_program(unlucky, where):
+    envs = unlucky(where)
+    if where == "step":
+        envs.reset(seed=1)
+    with pytest.raises(EnvironmentFault, match="raised SystemExit: 0"):
+        envs.reset(seed=1) if where == "reset" else envs.step(np.zeros(2, np.int64))
+
+
+def test_what_cannot_be_closed_is_warned_of(unlucky):
+    envs = unlucky("close")
+    with pytest.warns(RuntimeWarning, match="environment [01] of .*Unlucky-v0 cannot be closed: KeyError"):
+        envs.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("1 / 0", "ZeroDivisionError: division by zero"), ("def f(:", "SyntaxError: invalid syntax")],
+)
+def test_a_module_that_fails_is_told(tmp_path, monkeypatch, content, told):
+    (tmp_path / "unsound_module.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with pytest.raises(EnvironmentFault, match=rf"unsound_module:It-v0 cannot be made: {told}"):
+        make("unsound_module:It-v0", allow_import=True)
+
+
+class Vector(gym.vector.VectorEnv):
+    """Two environments whose numbers have other shapes, or which tell less than they should."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    single_observation_space, single_action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    num_envs = 2
+
+    def __init__(self, **given):
+        self.given = {"reward": np.zeros(2), "terminated": np.zeros(2, bool), "info": {}, **given}
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, 2)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, 2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions):
+        told = self.given
+        return (
+            np.zeros((2, 2), np.float32),
+            told["reward"],
+            told["terminated"],
+            np.zeros(2, bool),
+            told["info"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"reward": 1.0}, EnvironmentFault, r"one reward an environment, \(2,\): .* gave the shape \(\)"),
+        ({"reward": np.zeros(1)}, EnvironmentFault, r"one reward an environment, \(2,\): .* shape \(1,\)"),
+        ({"terminated": np.zeros((2, 1), bool)}, EnvironmentFault, r"one terminated .* shape \(2, 1\)"),
+        (
+            {"terminated": np.ones(2, bool)},
+            EnvironmentFault,
+            r'info\["final_obs"\] has the last observations',
+        ),
+        (
+            {"info": {"action_mask": np.ones((2, 2))}},
+            ValueError,
+            "give action masks do so from their reset on",
+        ),
+    ],
+)
+def test_vector_environments_that_would_be_misread(given, error, told):
+    collector = Collector(Vector(**given), lambda x: x, 4, seed=1)
+    with pytest.raises(error, match=told):
+        collector.collect()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -82,6 +84,48 @@ def test_signals_of_one_moment_are_one(tmp_path):
     assert child.exitcode == 143
     result = json.loads((tmp_path / "it" / "result.json").read_text())
     assert load_checkpoint(tmp_path / "it" / "checkpoints").step == result["steps"]
+
+
+ENDLESS = """
+import gymnasium as gym
+import numpy as np
+
+class Endless(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+gym.register("Endless-v0", Endless)
+"""
+
+
+def test_a_signal_ends_an_endless_evaluation(repository, tmp_path):
+    """All was saved before it; and a script finds a module of the folder that it is started in."""
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    words = ["--allow-import", "--env-id", "endless:Endless-v0", "--run", "it", "-n", "64", "--num-envs", "2"]
+    script = [sys.executable, str(repository / "agents" / "ppo.py"), *words, "--num-steps", "32"]
+    child = subprocess.Popen([*script, "--quiet", "--device", "cpu"], cwd=tmp_path)
+    try:
+        folder = tmp_path / "runs" / "it"
+        until = time.monotonic() + 60
+        while not (folder / "checkpoints" / "last").exists():
+            assert child.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        child.terminate()
+        assert child.wait(30) == 143
+    finally:
+        child.kill()
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["steps"], result["stopped"]) == (64, "terminate")
+    assert result["eval_mean"] is None
+    assert (folder / "model.safetensors").exists()
+    assert load_checkpoint(folder / "checkpoints").step == 64
 
 
 def test_a_second_signal_does_not_wait(tmp_path, monkeypatch):
