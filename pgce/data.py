@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pgce.trainer import Batch
 
@@ -44,7 +44,8 @@ def as_tensor(array: Array) -> Tensor:
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
         raise ValueError(f"data are numbers: the array has dtype {values.dtype}")
-    return torch.as_tensor(values.astype(np.float32) if values.dtype == np.float64 else values)
+    dtype = np.float32 if values.dtype == np.float64 else values.dtype
+    return torch.as_tensor(np.require(values, dtype, "W"))  # torch warns of memory that is not to be written
 
 
 def as_batch(data: Any, device: torch.device | None = None) -> Batch:
@@ -103,7 +104,7 @@ def as_source(
         data: of any kind.
         device: of data in memory; a loader's batches are moved one by one.
         batch_size: of a Dataset's batches; a DataLoader has its own.
-        generator: shuffles a Dataset; None leaves it in order.
+        generator: shuffles a Dataset; None leaves it in order, as an IterableDataset always is.
 
     Example:
         >>> import torch
@@ -114,8 +115,14 @@ def as_source(
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, Dataset) and not isinstance(data, TensorDataset):
-        return DataLoader(data, batch_size, shuffle=generator is not None, generator=generator)
-    return as_batch(data, device).counted()
+        shuffles = generator is not None and not isinstance(data, IterableDataset)
+        return DataLoader(data, batch_size, shuffle=shuffles, generator=generator)
+    return _rows_that_count(as_batch(data, device))
+
+
+def _rows_that_count(batch: Batch) -> Batch:
+    """Without the rows that a mask leaves out; sequences, of which it leaves out steps, stay whole."""
+    return batch if batch.mask is not None and batch.mask.ndim > 1 else batch.counted()
 
 
 def pieces(source: Batch | DataLoader[Any], device: torch.device, size: int) -> Iterator[Batch]:
@@ -132,4 +139,4 @@ def pieces(source: Batch | DataLoader[Any], device: torch.device, size: int) -> 
         yield from source.split(size)
     else:
         for item in source:
-            yield as_batch(item, device).counted()
+            yield _rows_that_count(as_batch(item, device))

@@ -99,8 +99,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         network = self.module if fresh else self.module_
         if network is not None:
             dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
+            X = np.require(X, requirements="W")  # torch warns of memory that is not to be written
             return torch.as_tensor(X, dtype=dtypes[0] if dtypes else torch.float32)
-        return torch.as_tensor(X, dtype=None if resolve_device(self.device).type == "cpu" else torch.float32)
+        dtype = None if resolve_device(self.device).type == "cpu" else torch.float32
+        return torch.as_tensor(np.require(X, requirements="W"), dtype=dtype)
 
     def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
         if self.module is not None:
@@ -122,6 +124,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         **options: Any,
     ) -> None:
         """Train a new network, or the last one further, whose optimizer then goes on too."""
+        if epochs is not None and self.checkpoints is not None:
+            raise ValueError(
+                f"partial_fit makes one pass, which has no checkpoints: checkpoints is {self.checkpoints!r}"
+            )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         place = resolve_device(self.device)
         if fresh:
@@ -140,6 +146,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 max_grad_norm=self.max_grad_norm,
                 precision=self.precision,
                 ema_decay=self.ema_decay,
+                max_skips=self.max_skips,
                 **(self.optimizer_options or {}),
             )
         patience = self.patience if self.early_stopping else None
@@ -437,6 +444,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """Turn the settings into columns and rules, and train."""
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
         inputs = self._tensor(X, fresh=fresh)
+        if fresh and self.module is not None:
+            self._check_module(inputs)
         share = torch.ones(len(inputs)) if sample_weight is None else torch.as_tensor(sample_weight)
         counts = _positive(share)
         data = {"input": inputs, "target": target}
@@ -495,8 +504,29 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         )
         return self
 
+    def _check_module(self, inputs: Tensor) -> None:
+        """Refuse a network of one's own that gives another number of logits than there are classes."""
+        network = copy.deepcopy(self.module).eval().cpu()  # type: ignore[union-attr]
+        try:
+            with torch.no_grad():
+                given = network(inputs[:1])
+        except RuntimeError:  # which `pgce.fit` tells
+            return
+        number = len(self.classes_)
+        if not isinstance(given, Tensor) or given.shape != (1, number):
+            found = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"a module gives logits (B, {number}), one a class: of one row it gives {found}")
+
     def _check_rules(self, *, ids: bool, weighted: bool) -> None:
         """Refuse rules that do not fit the target, or each other."""
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share lies in [0, 1]: it is {self.teacher_share}")
+        if not self.logit_adjustment >= 0:
+            raise ValueError(f"logit_adjustment is 0 or more: it is {self.logit_adjustment}")
+        if self.soft_labels is not None and np.shape(self.soft_labels) != (2,):
+            raise ValueError(f"soft_labels are two numbers: they are {self.soft_labels!r}")
+        if self.pos_weight is not None and not np.all(np.asarray(self.pos_weight) > 0):
+            raise ValueError(f"pos_weight is above 0: it is {self.pos_weight!r}")
         check_choice("correction", self.correction, Correction)
         if self.sampler not in _SAMPLERS:
             raise ValueError(f"sampler is None, 'balanced' or 'weighted': it is {self.sampler!r}")
@@ -547,7 +577,13 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         classes = len(self.classes_)
         if np.ndim(self.noise) == 0:
             return targets.noise_matrix(classes, float(self.noise))
-        return torch.as_tensor(np.asarray(self.noise), dtype=torch.float32)
+        matrix = np.asarray(self.noise, np.float64)
+        if matrix.shape != (classes, classes) or (matrix < 0).any() or abs(matrix.sum(1) - 1).max() > 1e-6:
+            raise ValueError(
+                f"noise is a share, or a distribution over the {classes} classes in each of as many rows: it "
+                f"has shape {matrix.shape} and rows that sum to {matrix.sum(-1).tolist()}"
+            )
+        return torch.as_tensor(matrix, dtype=torch.float32)
 
     def _training_head(self, number: Tensor | None) -> heads.Head:
         """What the logits mean while training."""

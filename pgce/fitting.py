@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pgce import dashboards, processes
 from pgce.checkpoint import Checkpoints, check_like
-from pgce.choices import OptimizerName, Precision, Schedule
+from pgce.choices import OptimizerName, Precision, Schedule, check_choice
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
-from pgce.logger import Logger, due
+from pgce.logger import TAGS, Logger, due
 from pgce.machine import fast_products
-from pgce.metrics import LOWER_IS_BETTER, factors, right
+from pgce.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, factors, right
 from pgce.objective import objective, weighted
 from pgce.optimizer import Optimizer, resolve_device
 from pgce.samplers import balanced, shuffled
@@ -34,6 +34,9 @@ __all__ = ["History", "evaluate", "fit", "predict", "predict_proba"]
 
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """(target, the head's mean) -> numbers by name, such as `metrics.classification`."""
+
+
+Mode = Literal["auto", "min", "max"]
 
 
 @dataclass
@@ -70,7 +73,7 @@ def fit(
     *,
     head: Head | None = None,
     target: str | TargetRule = "target",
-    weight: str | Rule = one,
+    weight: str | Rule | None = None,
     terms: Mapping[str, Term] | None = None,
     sampler: Callable[[Batch, torch.Generator], Tensor] = shuffled,
     augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
@@ -78,6 +81,7 @@ def fit(
     metrics: Metrics | None = None,
     patience: int | None = None,
     monitor: str = "val_loss",
+    mode: Mode = "auto",
     epochs: int = 20,
     batch_size: int = 128,
     micro_batch_size: int | None = None,
@@ -105,7 +109,8 @@ def fit(
             DataLoader of such; or a `Batch`. What lies in memory moves to the device as a whole.
         head: what the logits mean; None is `Categorical()`.
         target: the column with y, or a rule (logits, batch) -> y.
-        weight: the column with w ("sample_weight", say), or a rule (cross_entropy, batch) -> w.
+        weight: the column with w, or a rule (cross_entropy, batch) -> w, such as `weights.one`. None is
+            "sample_weight" where the data have it and the sampler does not draw by it, else 1.
         terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
             the first.
         sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
@@ -114,6 +119,8 @@ def fit(
         metrics: further numbers of the validation data, such as `pgce.metrics.classification`.
         patience: epochs without a better `monitor` after which training stops. The best weights are kept.
         monitor: the column of the history to watch.
+        mode: whether its least ("min") or greatest value ("max") is the best; "auto" knows the names of
+            `pgce.metrics`.
         epochs: passes over the data.
         batch_size: examples a step; the last batch of an epoch may be smaller.
         micro_batch_size: examples that go through the model at once, if fewer than a batch (less memory).
@@ -134,8 +141,9 @@ def fit(
         log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
             all is checked.
         checkpoints: folder to save everything in, once a minute and at the end of an epoch; where it holds a
-            checkpoint, training goes on from that exactly as if it had not been stopped (a DataLoader with a
-            generator of its own starts that anew). Or a function that tells, called after `log`.
+            checkpoint of the same data and settings, training goes on from that exactly as if it had
+            not been stopped (a DataLoader with a generator of its own starts that anew). Or a function that
+            tells, called after `log`.
         after: called after every epoch with its row of the history and the report of its last whole batch;
             True ends training.
         options: what torch's optimizer of that name takes.
@@ -144,7 +152,8 @@ def fit(
         The history of training.
 
     Raises:
-        ValueError: data that don't fit each other, the model or the head; found before the first step.
+        ValueError: data that don't fit each other, the model or the head, or a checkpoint of others; found
+            before the first step.
         FloatingPointError: loss or gradient stopped being finite; the model is as before that step.
 
     Example:
@@ -168,12 +177,8 @@ def fit(
             f"patience is at least 1 epoch and needs validation data: it is {patience}, "
             f"validation is {'missing' if validation is None else 'given'}"
         )
-    if terms is None:
-        terms = {"label": Term(Categorical() if head is None else head, target, weight)}
-    elif head is not None or target != "target" or weight is not one:
+    if terms is not None and (head is not None or target != "target" or weight is not None):
         raise ValueError("head, target and weight are those of the terms: give one or the other")
-    name, main = next(iter(terms.items()))
-    _warn_of_double_correction(sampler, main.weight)
     processes.join(device)
     place = resolve_device(device)
     model.to(place)
@@ -187,6 +192,14 @@ def fit(
     )
     source = as_source(data, place, batch_size, generator)
     held_out = None if validation is None else as_source(validation, place, batch_size)
+    first = _first(source, place, "data")
+    if terms is None:
+        if weight is None:
+            told = "sample_weight" in first.columns and _drawn_by(sampler) != "sample_weight"
+            weight = "sample_weight" if told else one
+        terms = {"label": Term(Categorical() if head is None else head, target, weight)}
+    name, main = next(iter(terms.items()))
+    _warn_of_double_correction(sampler, main.weight)
     if isinstance(optimizer, Optimizer):
         stack = optimizer
     else:
@@ -203,14 +216,20 @@ def fit(
             **options,
         )
     trainer = Trainer(model, terms, stack, micro_batch_size)
-    _check(model, terms, source, place, "data")
+    _check(model, terms, first, "data")
     if held_out is not None:
-        _check(model, {name: Term(main.head, output=main.output)}, held_out, place, "validation")
+        tested = _first(held_out, place, "validation")
+        _check(model, {name: Term(main.head, output=main.output)}, tested, "validation")
         if patience is not None:
             scores = evaluate(model, held_out, head=main.head, output=main.output, metrics=metrics)
             known = {"loss", *(f"val_{key}" for key in scores)}
             if monitor not in known:
                 raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
+            check_choice("mode", mode, Mode)
+            watched = monitor.removeprefix("val_")
+            if mode == "auto" and watched not in LOWER_IS_BETTER | HIGHER_IS_BETTER:
+                raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
+            least = mode == "min" or (mode == "auto" and watched in LOWER_IS_BETTER)
     if compile:
         model.compile()
     history = History()
@@ -218,13 +237,15 @@ def fit(
     classifies = isinstance(plain(main.head), Categorical)
     losses: list[Tensor] = []
     hits: list[Tensor] = []
+    judged = 0  # targets: of sequences several an example
     sizes: list[int] = []
     whole: list[Report] = []
     seen, rows, skipped = 0, 0, stack.skipped
     best: dict[str, Tensor] = {}
 
     def epoch(n: int) -> Iterator[Batch]:
-        nonlocal rows
+        nonlocal rows, judged
+        judged = 0
         for values in (losses, hits, sizes, whole):
             values.clear()
         model.train()
@@ -243,7 +264,7 @@ def fit(
             yield batch if augment is None else _augmented(batch, augment, augmenting)
 
     def record(reports: dict[str, Report]) -> bool:
-        nonlocal skipped
+        nonlocal skipped, judged
         size = len(reports[name].batch) if ranks == 1 else rows
         loss = reports[name].loss
         for other in list(reports.values())[1:]:
@@ -253,7 +274,9 @@ def fit(
         if stack.skipped == skipped:
             losses.append(loss * size)
             if classifies:
-                hits.append(right(report, main.head).sum())
+                found = right(report, main.head)
+                hits.append(found.sum())
+                judged += found.numel()
         skipped = stack.skipped
         if not whole or size >= len(whole[0].batch):
             whole[:] = [report]
@@ -266,6 +289,7 @@ def fit(
         counted = max(sum(sizes), 1)  # below, it is waited for the device: the epoch is over
         loss = (processes.total(sum(losses, torch.zeros((), device=place))) / counted).item()
         accuracy = processes.total(sum(hits, torch.zeros((), device=place)))
+        (targets,) = processes.sum_of([float(judged)])
         for buffer in model.buffers():  # of process 0, for all to be evaluated alike
             processes.first(buffer)
         row = {
@@ -274,7 +298,7 @@ def fit(
             "steps": float(stack.steps),
             "seconds": clock.stop(),
             "loss": loss,
-            **({"accuracy": accuracy.item() / counted} if classifies else {}),
+            **({"accuracy": accuracy.item() / max(targets, 1)} if classifies else {}),
             "learning_rate": stack.learning_rate,
             "grad_norm": stack.grad_norm,
             "skipped": float(stack.skipped),
@@ -286,7 +310,7 @@ def fit(
                 row |= {f"val_{k}": v for k, v in scores.items()}
             history.epochs.append(row)
             if patience is not None:
-                if _best(history[monitor], monitor) == n:
+                if _best(history[monitor], least=least) == n:
                     history.best_epoch = n + 1
                     best.update({k: v.detach().clone() for k, v in model.state_dict().items()})
                 elif n + 1 - (history.best_epoch or 0) >= patience:
@@ -305,6 +329,7 @@ def fit(
 
     def state_dict() -> dict[str, Any]:
         return {
+            "of": of,
             "model": model.state_dict(),
             "optimizer": stack.state_dict(),
             "history": asdict(history),
@@ -319,6 +344,11 @@ def fit(
 
     def load_state_dict(state: Mapping[str, Any]) -> None:
         nonlocal seen, skipped
+        then = state.get("of") or {}
+        if differ := [f"{key} {then[key]} -> {now}" for key, now in of.items() if then.get(key, now) != now]:
+            raise ValueError(
+                f"a checkpoint goes on with the same data and settings: {', '.join(differ)} ({checkpoints})"
+            )
         check_like("model", state["model"], model.state_dict())
         model.load_state_dict(state["model"])
         stack.load_state_dict(state["optimizer"])
@@ -339,6 +369,12 @@ def fit(
     else:
         logger = log if log is None or isinstance(log, Logger) else log()
     keeper: Checkpoints | None = None
+    of: dict[str, Any] = {}  # what must be as it was; whoever gives a function looks at that
+    if isinstance(checkpoints, (str, Path)):
+        of = {"data": _digest(source)} if isinstance(source, Batch) else {}
+        of |= {"batch_size": batch_size, "optimizer": stack.name, "learning_rate": stack.base_learning_rate}
+        for setting in ("schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay"):
+            of[setting] = getattr(stack, setting)
     if checkpoints is not None:
         keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
@@ -452,7 +488,9 @@ def predict_proba(
 
 
 def _only(inputs: Array | Data) -> Data:
-    return Batch(as_tensor(inputs), {}) if isinstance(inputs, (Tensor, np.ndarray)) else inputs
+    whole: Any = inputs
+    arrays = isinstance(whole, Tensor) or hasattr(whole, "__array__")  # as a DataFrame has it
+    return Batch(as_tensor(whole), {}) if arrays else whole
 
 
 def _outputs(
@@ -468,9 +506,9 @@ def _outputs(
     try:
         with torch.no_grad(), fast_products(_multiplications(model, source, batch_size)):
             for batch in pieces(source, place, batch_size):
-                outputs = model(batch.input)
-                logits.append(outputs if output is None else outputs[output])
-                targets.append(batch.columns.get("target", torch.empty(0)))
+                found = _one_of(model(batch.input), output)
+                logits.append(found if batch.mask is None else found[batch.mask])
+                targets.append(batch.counted().columns.get("target", torch.empty(0)))
     finally:
         model.train(training)
     return torch.cat(logits), torch.cat(targets)
@@ -482,17 +520,43 @@ def _multiplications(model: nn.Module, source: Batch | DataLoader[Any], batch_si
     return rows * max((p.numel() for p in model.parameters() if p.ndim == 2), default=0)
 
 
-def _check(
-    model: nn.Module,
-    terms: Mapping[str, Term],
-    source: Batch | DataLoader[Any],
-    place: torch.device,
-    name: str,
-) -> None:
+def _first(source: Batch | DataLoader[Any], place: torch.device, name: str) -> Batch:
+    """All data that lie in memory, or a loader's first batch."""
+    found = source if isinstance(source, Batch) else next(pieces(source, place, 1), None)
+    if found is None:
+        raise ValueError(f"{name}: a loader has at least one batch: this one has none")
+    return found
+
+
+def _digest(batch: Batch) -> str:
+    """By which data are known again."""
+    total = hashlib.blake2b(digest_size=8)
+    for key, value in sorted(batch.tensors.items(), key=str):
+        total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _one_of(outputs: Any, name: str | int | None) -> Tensor:
+    """The output of a model that is read."""
+    try:
+        found = outputs if name is None else outputs[name]
+    except (KeyError, IndexError):
+        found = None
+    if isinstance(found, Tensor):
+        return found
+    several = [*outputs] if isinstance(outputs, Mapping) else f"{type(outputs).__name__}"
+    raise ValueError(
+        f"a model gives logits, or several of which `output` of a Term, or of the call, names one: it gives "
+        f"{several}, the output is {name!r}"
+    )
+
+
+def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str) -> None:
     """One row through model, heads and rules, and all values in memory: errors before the first step."""
-    batch = source if isinstance(source, Batch) else next(pieces(source, place, 1))
     inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]
-    for values in (*inputs, *batch.columns.values()):
+    counted = batch.counted()
+    for values in (*inputs, *counted.columns.values()):
         # A sum is finite where every value is, unless it overflows; and costs a tenth of looking at each.
         if values.is_floating_point() and not (values.sum().isfinite() or values.isfinite().all()):
             raise ValueError(f"{name}: inputs, targets and weights are finite: one holds NaN or infinity")
@@ -503,19 +567,21 @@ def _check(
                 f"{name}: inputs and model are of one dtype: inputs are {values.dtype}, "
                 f"the model is {expected.pop()}"
             )
-    row = batch.rows(torch.arange(1))
+    row = batch.rows(slice(1))
+    seen_row = row.counted()
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             outputs = model(row.input)
             for term in terms.values():
-                logits = outputs if term.output is None else outputs[term.output]
-                y = row[term.target] if isinstance(term.target, str) else term.target(logits, row)
-                term.head.check(logits, batch[term.target] if isinstance(term.target, str) else y)
+                logits = _one_of(outputs, term.output)
+                logits = logits if row.mask is None else logits[row.mask]
+                y = seen_row[term.target] if isinstance(term.target, str) else term.target(logits, seen_row)
+                term.head.check(logits, counted[term.target] if isinstance(term.target, str) else y)
                 cross_entropy = term.head.cross_entropy(logits, y)
                 rule = term.weight
-                seen = row.with_columns(logits=logits, y=y)
+                seen = seen_row.with_columns(logits=logits, y=y)
                 weighted(cross_entropy, seen[rule] if isinstance(rule, str) else rule(cross_entropy, seen))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
@@ -530,16 +596,21 @@ def _warn_of_double_correction(sampler: object, weight: str | Rule) -> None:
     """Sampling and weighting by the same thing correct it twice."""
     rules = weight.rules if isinstance(weight, Product) else (weight,)
     names = [getattr(rule, "func", rule) for rule in rules]
-    drawn = getattr(sampler, "func", sampler)
-    if (drawn is balanced and per_class in names) or (
-        drawn is weighted_sampler and getattr(sampler, "keywords", {}).get("weight", "sample_weight") in names
-    ):
+    by = _drawn_by(sampler)
+    if (getattr(sampler, "func", sampler) is balanced and per_class in names) or (by and by in names):
         warnings.warn(
             "examples are sampled and weighted by the same thing, which corrects it twice: "
             "leave out the sampler or the weight",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _drawn_by(sampler: object) -> str | None:
+    """The column of weights that a sampler draws by."""
+    if getattr(sampler, "func", sampler) is not weighted_sampler:
+        return None
+    return str(getattr(sampler, "keywords", {}).get("weight", "sample_weight"))
 
 
 def _augmented(
@@ -553,10 +624,11 @@ def _augmented(
     return Batch(inputs, {**batch.columns, "target": target}, batch.mask)
 
 
-def _best(values: list[float], name: str) -> int:
-    """Where the best value stands, the first of equals."""
-    sign = 1 if name.removeprefix("val_") in LOWER_IS_BETTER else -1
-    return min(range(len(values)), key=lambda i: sign * values[i])
+def _best(values: list[float], *, least: bool) -> int:
+    """Where the best value stands, the first of equals; one that is no number is the worst."""
+    worst = math.inf if least else -math.inf
+    known = [worst if math.isnan(value) else value for value in values]
+    return known.index(min(known) if least else max(known))
 
 
 def _length(loader: DataLoader[Any]) -> float:
@@ -586,7 +658,7 @@ def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head) -
     if due(n, 200):
         values = {
             **factors(report),
-            **{f"eval/{key[4:]}": value for key, value in row.items() if key.startswith("val_")},
+            **{_tag(key[4:]): value for key, value in row.items() if key.startswith("val_")},
             "objective/loss": row["loss"],
             "train/learning_rate": row["learning_rate"],
             "train/grad_norm": row["grad_norm"],
@@ -599,3 +671,8 @@ def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head) -
         logger.scalars(step, values)
     if due(n, 10):
         dashboards.batch(logger, step, report, head)
+
+
+def _tag(name: str) -> str:
+    """Under which a metric of held-out examples is logged."""
+    return f"eval/{name}" if f"eval/{name}" in TAGS else f"eval/own/{name}"

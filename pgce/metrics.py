@@ -18,6 +18,7 @@ from pgce.heads import Head, PolicyHead
 from pgce.trainer import Report, Term
 
 __all__ = [
+    "HIGHER_IS_BETTER",
     "LOWER_IS_BETTER",
     "accuracy",
     "calibration",
@@ -36,7 +37,11 @@ __all__ = [
 ]
 
 LOWER_IS_BETTER = {"loss", "log_loss", "brier", "ece", "mse", "mae"}
-"""Metrics whose best value is the smallest; of all others it is the largest."""
+"""Metrics whose best value is the smallest."""
+
+HIGHER_IS_BETTER = {"accuracy", "top_5_accuracy", "balanced_accuracy", "label_accuracy"}
+HIGHER_IS_BETTER |= {"f1_macro", "roc_auc", "average_precision", "r2"}
+"""Metrics whose best value is the largest."""
 
 
 def factors(report: Report) -> dict[str, float]:
@@ -239,9 +244,10 @@ def classification(target: Tensor, probability: Tensor) -> dict[str, float]:
 
     Returns:
         "accuracy"; "top_5_accuracy" where there are more than five classes; "balanced_accuracy" (mean recall
-        of the classes that occur); "f1_macro"; "roc_auc" (of more than two classes the mean of one against
-        the rest; left out where a class does not occur); "log_loss" in nats; "brier" (mean squared error of
-        the probabilities, added over more than two classes); "ece" (see `calibration`).
+        of the classes that occur); "f1_macro" (of those that occur or are guessed); "roc_auc" (of more than
+        two classes the mean of one against the rest; left out where a class does not occur); "log_loss" in
+        nats; "brier" (mean squared error of the probabilities, added over more than two classes); "ece" (see
+        `calibration`).
 
     Example:
         >>> import torch
@@ -265,7 +271,7 @@ def classification(target: Tensor, probability: Tensor) -> dict[str, float]:
         scores["top_5_accuracy"] = sk.top_k_accuracy_score(y, p, k=5, labels=classes)
     present = np.unique(y)
     scores["balanced_accuracy"] = sk.recall_score(y, guess, labels=present, average="macro", zero_division=0)
-    scores["f1_macro"] = sk.f1_score(y, guess, labels=classes, average="macro", zero_division=0)
+    scores["f1_macro"] = sk.f1_score(y, guess, average="macro", zero_division=0)
     if len(present) == len(classes) > 1:
         binary = len(classes) == 2
         scores["roc_auc"] = sk.roc_auc_score(y, p[:, 1] if binary else p, multi_class="ovr", labels=classes)

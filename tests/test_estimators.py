@@ -506,3 +506,58 @@ def test_balanced_sampling_and_class_weights_warn():
     estimator = Classifier(class_weight="balanced", sampler="balanced", epochs=1, device="cpu")
     with pytest.warns(UserWarning, match="corrects it twice"):
         estimator.fit(X, Y)
+
+
+def test_checkpoints_are_of_one_fit(tmp_path):
+    """Of other data they are refused, or a cross-validation would go on with what it is tested on."""
+    X, y = digits(100)
+    Classifier(epochs=1, random_state=0, checkpoints=tmp_path, device="cpu").fit(X, y)
+    with pytest.raises(ValueError, match="the same data and settings: data"):
+        Classifier(epochs=1, random_state=0, checkpoints=tmp_path, device="cpu").fit(X, y[::-1])
+    with pytest.raises(ValueError, match="partial_fit makes one pass, which has no checkpoints"):
+        Classifier(checkpoints=tmp_path).partial_fit(X, y, classes=range(10))
+
+
+class Overflows(nn.Module):
+    """Gives infinity at its second step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.steps = nn.Linear(64, 10), 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return self.layer(x) * (float("inf") if self.training and self.steps == 2 else 1.0)
+
+
+def test_updates_that_are_not_finite_may_be_left_out():
+    X, y = digits(200)
+    how = {"module": Overflows(), "epochs": 2, "batch_size": 50, "device": "cpu"}
+    with pytest.raises(FloatingPointError):
+        Classifier(**how).fit(X, y)
+    assert Classifier(max_skips=3, **how).fit(X, y).history_["skipped"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"module": nn.Linear(64, 12)},
+            r"logits \(B, 10\), one a class: .* it gives the shape \(1, 12\)",
+        ),
+        ({"teacher_share": 2.0}, r"teacher_share lies in \[0, 1\]: it is 2.0"),
+        ({"logit_adjustment": -1.0}, "logit_adjustment is 0 or more: it is -1.0"),
+        ({"soft_labels": (0.9,)}, "soft_labels are two numbers"),
+        ({"noise": np.ones((10, 10))}, "noise is a share, or a distribution over the 10 classes"),
+    ],
+)
+def test_rules_and_networks_out_of_range_are_refused(settings, told):
+    X, y = digits(100)
+    with pytest.raises(ValueError, match=told):
+        Classifier(epochs=1, device="cpu", **settings).fit(X, y)
+
+
+def test_weights_of_labels_are_above_0():
+    X, y = make_multilabel_classification(50, random_state=0)
+    with pytest.raises(ValueError, match=r"pos_weight is above 0: it is -1\.0"):
+        Classifier(epochs=1, device="cpu", pos_weight=-1.0).fit(X, y)

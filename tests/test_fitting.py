@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -424,3 +425,149 @@ def test_fit_refuses_before_the_first_step(data, options, message):
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="momentun"):
         pgce.fit(network(0), (X, Y), optimizer="sgd", momentun=0.9, device="cpu")
+
+
+def test_a_third_part_of_the_data_weighs_unless_told_otherwise():
+    inputs, labels = digits()
+    weight = torch.rand(len(inputs), dtype=DOUBLE)
+    data = (inputs, labels, weight)
+    weighs, told, not_so, plain = (
+        fitted(data)[1]["loss"],
+        fitted(data, weight="sample_weight")[1]["loss"],
+        fitted(data, weight=pgce.weights.one)[1]["loss"],
+        fitted((inputs, labels))[1]["loss"],
+    )
+    assert weighs == told != plain == not_so
+    assert fitted(TensorDataset(*data))[1]["loss"] == weighs
+    assert (
+        fitted(data, sampler=weighted)[1]["loss"]
+        == fitted(data, sampler=weighted, weight=pgce.weights.one)[1]["loss"]
+    )
+
+
+class Steps(nn.Module):
+    """Logits of each step of sequences (B, L), which it takes note of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 2), set()
+
+    def forward(self, x):
+        self.seen.add(tuple(x.shape[1:]))
+        return self.layer(x.unsqueeze(-1))
+
+
+def sequences():
+    x = torch.linspace(-3, 3, 30 * 7).reshape(30, 7)
+    return x, (x > 0).long(), torch.arange(7) < torch.arange(30).unsqueeze(1) % 7 + 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sequences_stay_whole_and_their_steps_are_judged(masked):
+    x, y, mask = sequences()
+    data = pgce.Batch(x, {"target": y.masked_fill(~mask, -100)}, mask) if masked else (x, y)
+    model = Steps()
+    how = {"epochs": 60, "batch_size": 10, "learning_rate": 0.1, "device": "cpu"}
+    history = pgce.fit(model, data, validation=data, **how)
+    assert model.seen == {(7,)}
+    assert history["accuracy"][0] < 1
+    assert 0.9 < history["accuracy"][-1] <= 1
+    assert history["val_accuracy"][-1] == pgce.evaluate(model, data)["accuracy"]
+    with torch.no_grad():
+        right = (model(x).argmax(-1) == y)[mask if masked else ...].double().mean().item()
+    assert history["val_accuracy"][-1] == pytest.approx(right)
+
+
+def test_a_metric_of_one_s_own_has_a_direction_and_is_logged(tmp_path):
+    inputs, labels = digits()
+    data = (inputs, labels)
+
+    def metrics(target, p):
+        return {"wrong": float((p.argmax(1) != target).double().mean())}
+
+    how = {"validation": data, "metrics": metrics, "patience": 9, "monitor": "val_wrong", "epochs": 4}
+    with pytest.raises(
+        ValueError, match='mode is "min" or "max" of a metric of your own: monitor is \'val_wrong\''
+    ):
+        fitted(data, **how)
+    history = fitted(data, **how, mode="min", log=tmp_path)[1]
+    assert history.best_epoch == 1 + int(np.argmin(history["val_wrong"])) > 1
+    assert fitted(data, **how, mode="max")[1].best_epoch == 1
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [e.value for e in events.Scalars("eval/own/wrong")] == pytest.approx(history["val_wrong"])
+
+
+def test_an_unknown_value_is_never_the_best():
+    from pgce.fitting import _best
+
+    assert _best([math.nan, 0.5, 0.4], least=True) == 2
+    assert _best([math.nan, 0.5, 0.6, math.nan], least=False) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate 0.01 -> 0.5"),
+        ({"batch_size": 7}, "batch_size 50 -> 7"),
+        ({"schedule": "linear"}, "schedule constant -> linear"),
+        ({"data": (digits()[0], digits()[1].flip(0))}, "data [0-9a-f]{16} -> [0-9a-f]{16}"),
+    ],
+)
+def test_a_checkpoint_goes_on_with_what_it_is_of(tmp_path, changed, told):
+    how = {"batch_size": 50, "learning_rate": 0.01, "seed": 0, "checkpoints": tmp_path, "device": "cpu"}
+    pgce.fit(network(0), digits(), epochs=1, **how)
+    data = changed.pop("data", digits())
+    with pytest.raises(ValueError, match=f"goes on with the same data and settings: {told} "):
+        pgce.fit(network(0), data, epochs=2, **{**how, **changed})
+    history = pgce.fit(network(0), digits(), epochs=2, **how)
+    assert history["epoch"] == [1, 2]
+
+
+class Several(nn.Module):
+    def __init__(self, give):
+        super().__init__()
+        self.layer, self.give = nn.Linear(64, 10).double(), give
+
+    def forward(self, x):
+        return self.give(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("give", "output", "told"),
+    [
+        (lambda z: {"a": z, "b": z}, None, r"it gives \['a', 'b'\], the output is None"),
+        (lambda z: {"a": z, "b": z}, "c", r"it gives \['a', 'b'\], the output is 'c'"),
+        (lambda z: (z, z), None, "it gives tuple, the output is None"),
+        (lambda z: (z, z), 2, "it gives tuple, the output is 2"),
+        (lambda z: None, None, "it gives NoneType, the output is None"),
+    ],
+)
+def test_several_outputs_are_told(give, output, told):
+    terms = {"label": pgce.Term(Categorical(), output=output)}
+    with pytest.raises(ValueError, match=f"`output` of a Term, or of the call, names one: {told}"):
+        pgce.fit(Several(give), digits(), terms=terms, device="cpu")
+    with pytest.raises(ValueError, match=told):
+        pgce.evaluate(Several(give), digits(), output=output)
+
+
+def test_streams_and_tables_and_loaders_without_a_batch():
+    class Rows(IterableDataset):
+        def __iter__(self):
+            return zip(*digits(), strict=True)
+
+    pandas = pytest.importorskip("pandas")
+    inputs, labels = digits()
+    assert fitted(Rows(), batch_size=50)[1]["examples"] == [len(inputs)]
+    model = network(0)
+    table = pandas.DataFrame(inputs.numpy())
+    assert torch.equal(pgce.predict(model.float(), table), pgce.predict(model, inputs.float()))
+    with pytest.raises(ValueError, match="data: a loader has at least one batch: this one has none"):
+        fitted(DataLoader(TensorDataset(inputs[:5], labels[:5]), 10, drop_last=True))
+
+
+def test_arrays_that_are_not_to_be_written_are_copied(recwarn):
+    inputs = np.zeros((4, 3), np.float32)
+    inputs.flags.writeable = False
+    assert pgce.data.as_tensor(inputs).shape == (4, 3)
+    assert not recwarn.list

@@ -83,6 +83,12 @@ def test_classification_by_hand(classes):
     assert 0.5 < scores["roc_auc"] < 1
 
 
+def test_a_class_that_neither_occurs_nor_is_guessed_has_no_score():
+    y, p = torch.tensor([0, 0, 1, 1]), torch.eye(3)[torch.tensor([0, 0, 1, 1])]
+    assert classification(y, p)["f1_macro"] == classification(y, p)["balanced_accuracy"] == 1
+    assert classification(y, torch.eye(3)[torch.tensor([0, 0, 1, 2])])["f1_macro"] == pytest.approx(5 / 9)
+
+
 def test_the_calibration_error_by_hand():
     y, p = problem(4)
     confidence, right = p.max(1).values.double(), (p.argmax(1) == y).double()
