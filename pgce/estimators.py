@@ -577,13 +577,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         classes = len(self.classes_)
         if np.ndim(self.noise) == 0:
             return targets.noise_matrix(classes, float(self.noise))
-        matrix = np.asarray(self.noise, np.float64)
-        if matrix.shape != (classes, classes) or (matrix < 0).any() or abs(matrix.sum(1) - 1).max() > 1e-6:
-            raise ValueError(
-                f"noise is a share, or a distribution over the {classes} classes in each of as many rows: it "
-                f"has shape {matrix.shape} and rows that sum to {matrix.sum(-1).tolist()}"
-            )
-        return torch.as_tensor(matrix, dtype=torch.float32)
+        return targets.checked_noise(torch.as_tensor(np.asarray(self.noise), dtype=torch.float32))
 
     def _training_head(self, number: Tensor | None) -> heads.Head:
         """What the logits mean while training."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from pgce.heads import tempered
 
 __all__ = [
+    "checked_noise",
     "confidence",
     "cutmix",
     "denoised",
@@ -192,7 +193,7 @@ def draw(label: Tensor, noise: Tensor, generator: torch.Generator | None = None)
     References:
         Xie et al. (2016), DisturbLabel: regularizing CNN on the loss layer.
     """
-    rows = one_hot(label, len(_checked_noise(noise)), noise.dtype).flatten(0, -2) @ noise
+    rows = one_hot(label, len(checked_noise(noise)), noise.dtype).flatten(0, -2) @ noise
     return torch.multinomial(rows, 1, generator=generator).view(label.shape)
 
 
@@ -215,7 +216,7 @@ def denoised(label: Tensor, noise: Tensor) -> Tensor:
     References:
         Patrini et al. (2017), Making deep neural networks robust to label noise.
     """
-    inverse, failed = torch.linalg.inv_ex(_checked_noise(noise))
+    inverse, failed = torch.linalg.inv_ex(checked_noise(noise))
     if bool(failed) or not bool(inverse.isfinite().all()):
         raise ValueError(f"backward correction needs an invertible noise matrix: it is {noise.tolist()}")
     rows: Tensor = inverse[one_hot(label, len(noise)).argmax(-1)]
@@ -372,8 +373,22 @@ def _edge(share: float, size: int) -> int:
     return min(max(round(share * size), 0), size)
 
 
-def _checked_noise(noise: Tensor) -> Tensor:
-    """The matrix, if its rows are distributions over as many classes as it has rows."""
+def checked_noise(noise: Tensor) -> Tensor:
+    """The matrix, if its rows are distributions over as many classes as it has rows.
+
+    Args:
+        noise: T (K, K), floating.
+
+    Raises:
+        ValueError: it is none, with its shape and the sums of its rows.
+
+    Example:
+        >>> import torch
+        >>> from pgce.targets import checked_noise
+        >>> checked_noise(torch.full((2, 2), 0.5))
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
     square = noise.ndim == 2 and noise.shape[0] == noise.shape[1] and noise.is_floating_point()
     if not square or not bool((noise >= 0).all()) or not bool(((noise.sum(-1) - 1).abs() < 1e-4).all()):
         raise ValueError(

@@ -457,7 +457,7 @@ MULTILABEL = np.arange(60).reshape(30, 2) % 2
         ({"gce_q": 2.0}, (X, Y), r"q lies in \[0, 1\]: it is 2.0"),
         ({"batch_size": 0}, (X, Y), "batch_size is 0"),
         ({"module": nn.Linear(5, 3)}, (X, Y), "does not take inputs of shape"),
-        ({"module": nn.Linear(3, 2)}, (X, Y), r"class ids lie in 0\.\.1"),
+        ({"module": nn.Linear(3, 2)}, (X, Y), r"logits \(B, 3\), one a class"),
         ({"optimizer": "adma"}, (X, Y), "it is 'adma'"),
     ],
     ids=lambda value: None,
@@ -548,7 +548,7 @@ def test_updates_that_are_not_finite_may_be_left_out():
         ({"teacher_share": 2.0}, r"teacher_share lies in \[0, 1\]: it is 2.0"),
         ({"logit_adjustment": -1.0}, "logit_adjustment is 0 or more: it is -1.0"),
         ({"soft_labels": (0.9,)}, "soft_labels are two numbers"),
-        ({"noise": np.ones((10, 10))}, "noise is a share, or a distribution over the 10 classes"),
+        ({"noise": np.ones((10, 10))}, "its rows are probabilities"),
     ],
 )
 def test_rules_and_networks_out_of_range_are_refused(settings, told):
