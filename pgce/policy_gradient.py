@@ -323,9 +323,8 @@ class Agent(Learner):
 
         if not self.norm_adv:
             return advantage
-        rounding = 1e-5 * processes.greatest(
-            returns.masked_select(valid).abs()
-        )  # returns that differ by less are alike
+        greatest = processes.greatest(returns.masked_select(valid).abs())
+        rounding = 1e-5 * greatest  # returns that differ by less are alike
         return whiten(advantage, valid, center=center, floor=rounding)
 
     def train(
