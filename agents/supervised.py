@@ -64,8 +64,9 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
         Returns:
             The run: its folder, result and trained model, a `pgce.Classifier` or `pgce.Regressor`.
         """
-        with self.computing():
-            return _train(self if data is None else replace(self, data=data))
+        settings = self if data is None else replace(self, data=data)
+        with settings.computing():
+            return _train(settings)
 
     def estimator(self, task: str) -> Any:
         """The untrained estimator of these settings, for a data set of that task.
@@ -89,7 +90,6 @@ class Supervised(ClassificationRules, RegressionRules, Training, Learner):
 
 
 def _train(settings: Supervised) -> Run:
-    settings.at_least_one("epochs", "batch_size")
     data = datasets.load(settings.data, settings.target)
     regresses = data.task == "regression"
     estimator = settings.estimator(data.task)

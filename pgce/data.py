@@ -80,7 +80,8 @@ def as_batch(data: Any, device: torch.device | None = None) -> Batch:
         data = Batch(columns.pop("input"), columns)
     if not isinstance(data, Batch):
         raise TypeError(
-            f"data are arrays, a Batch, a Dataset or a DataLoader: they are {type(data).__name__}"
+            "data are (inputs, targets), a mapping with both, a Batch, a Dataset or a DataLoader: "
+            f"they are {type(data).__name__}"
         )
     if len(data) == 0:
         raise ValueError("a data set has at least one example: this one has none")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pgce import dashboards, heads, metrics, samplers, targets, weights
 from pgce.checkpoint import check_like
-from pgce.choices import Activation, OptimizerName, Schedule, check_choice
+from pgce.choices import Activation, OptimizerName, Schedule, check_types
 from pgce.fitting import History, evaluate, fit, predict_proba
 from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
@@ -28,8 +28,6 @@ from pgce.optimizer import Optimizer, resolve_device
 from pgce.recipes import (
     ClassificationRules,
     ClassWeight,
-    Correction,
-    Noise,
     RegressionRules,
     Training,
     documented,
@@ -214,6 +212,11 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def _split(self, data: dict[str, Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """Rows to learn from, and rows held out for early stopping; of classes in equal shares."""
         y = data["target"]
+        if not 0 < self.validation_fraction < 1 or len(y) < 2:
+            raise ValueError(
+                "early stopping holds a share of two examples or more out: validation_fraction is "
+                f"{self.validation_fraction}, there are {len(y)}"
+            )
         label = y.cpu().numpy() if y.ndim == 1 and not y.is_floating_point() else None
         if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
             label = None
@@ -442,6 +445,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         **options: Any,
     ) -> Classifier:
         """Turn the settings into columns and rules, and train."""
+        check_types(vars(self), type(self))
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
@@ -523,13 +527,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             raise ValueError(f"teacher_share lies in [0, 1]: it is {self.teacher_share}")
         if not self.logit_adjustment >= 0:
             raise ValueError(f"logit_adjustment is 0 or more: it is {self.logit_adjustment}")
-        if self.soft_labels is not None and np.shape(self.soft_labels) != (2,):
-            raise ValueError(f"soft_labels are two numbers: they are {self.soft_labels!r}")
         if self.pos_weight is not None and not np.all(np.asarray(self.pos_weight) > 0):
             raise ValueError(f"pos_weight is above 0: it is {self.pos_weight!r}")
-        check_choice("correction", self.correction, Correction)
-        if self.sampler not in _SAMPLERS:
-            raise ValueError(f"sampler is None, 'balanced' or 'weighted': it is {self.sampler!r}")
         given = {name for name in _OF_ONE_LABEL if not _is_off(getattr(self, name))}
         several = [name for name in ("asymmetric", "pos_weight") if getattr(self, name) is not None]
         mixing = [name for name in ("mixup", "cutmix") if getattr(self, name)]
@@ -656,6 +655,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
 
     def _teaching(self, X: Array, inputs: Tensor) -> Tensor:
         """The teacher's logits (B, K), up to a constant a row, in the order of the classes."""
+        check_is_fitted(self.teacher, "classes_", msg="a teacher is a trained classifier: it is %(name)s()")
         classes = np.asarray(self.teacher.classes_)
         if not np.array_equal(classes, self.classes_):
             raise ValueError(
@@ -789,7 +789,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         validation: Any = None,
         **options: Any,
     ) -> Regressor:
-        check_choice("distribution", self.distribution, Noise)
+        check_types(vars(self), type(self))
         if self.head_ == heads.Poisson() and y.min() < 0:
             raise ValueError(f"counts are 0 or more: y holds {y.min():g}")
         weight = self._weights(sample_weight, X)

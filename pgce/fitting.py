@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pgce import dashboards, processes
 from pgce.checkpoint import Checkpoints, check_like
-from pgce.choices import OptimizerName, Precision, Schedule, check_choice
+from pgce.choices import OptimizerName, Precision, Schedule, check_type, check_types
 from pgce.data import Array, Data, as_source, as_tensor, pieces
 from pgce.heads import Categorical, Head, plain
 from pgce.logger import TAGS, Logger, due
@@ -95,7 +95,7 @@ def fit(
     max_skips: int = 0,
     compile: bool = False,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     log: Logger | str | Path | Callable[[], Logger] | None = None,
     checkpoints: str | Path | Callable[[], Checkpoints] | None = None,
     after: Callable[[dict[str, float], Report], bool | None] | None = None,
@@ -168,6 +168,8 @@ def fit(
         >>> history["loss"][-1] < history["loss"][0]
         True
     """
+    settings = locals()
+    check_types({name: settings[name] for name in settings.keys() - {"data", "validation"}}, fit)
     if epochs < 1 or batch_size < 1:
         raise ValueError(
             f"epochs and batch size are at least 1: epochs is {epochs}, batch_size is {batch_size}"
@@ -179,7 +181,7 @@ def fit(
         )
     if terms is not None and (head is not None or target != "target" or weight is not None):
         raise ValueError("head, target and weight are those of the terms: give one or the other")
-    processes.join(device)
+    processes.join(str(device))
     place = resolve_device(device)
     model.to(place)
     for tensor in model.state_dict().values():
@@ -198,6 +200,8 @@ def fit(
             told = "sample_weight" in first.columns and _drawn_by(sampler) != "sample_weight"
             weight = "sample_weight" if told else one
         terms = {"label": Term(Categorical() if head is None else head, target, weight)}
+    for name, term in terms.items():
+        check_type(f"the term {name}", term, Term)
     name, main = next(iter(terms.items()))
     _warn_of_double_correction(sampler, main.weight)
     if isinstance(optimizer, Optimizer):
@@ -225,7 +229,6 @@ def fit(
             known = {"loss", *(f"val_{key}" for key in scores)}
             if monitor not in known:
                 raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
-            check_choice("mode", mode, Mode)
             watched = monitor.removeprefix("val_")
             if mode == "auto" and watched not in LOWER_IS_BETTER | HIGHER_IS_BETTER:
                 raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
@@ -578,6 +581,7 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
                 logits = _one_of(outputs, term.output)
                 logits = logits if row.mask is None else logits[row.mask]
                 y = seen_row[term.target] if isinstance(term.target, str) else term.target(logits, seen_row)
+                check_type("what a rule gives for targets", y, Tensor)
                 term.head.check(logits, counted[term.target] if isinstance(term.target, str) else y)
                 cross_entropy = term.head.cross_entropy(logits, y)
                 rule = term.weight

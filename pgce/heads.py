@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ _LOG_2PI = math.log(2 * math.pi)
 _NO_IGNORED_CLASS = torch.iinfo(torch.int64).min  # torch would silently skip class -100
 
 
+@runtime_checkable
 class Head(Protocol):
     """What the trainer asks of a head; any object with these methods is one."""
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgce import processes
-from pgce.choices import Activation, Memory, check_choice
+from pgce.choices import Activation, Memory, check_type, check_types
 from pgce.perceptrons import Perceptron
 
 __all__ = [
@@ -94,7 +94,7 @@ def hidden_layers(
         >>> hidden_layers(4, (64, 32))(torch.zeros(8, 4)).shape
         torch.Size([8, 32])
     """
-    check_choice("activation", activation, Activation)
+    check_types(locals(), hidden_layers)
     widths, gain = [inputs, *hidden], math.sqrt(2) if orthogonal else None
     if min(widths) < 1:
         raise ValueError(f"every layer has at least one unit: the widths are {widths}")
@@ -593,7 +593,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int, size: int, kind: Memory = "gru") -> None:
         super().__init__()
-        check_choice("memory", kind, Memory)
+        check_type("memory", kind, Memory)
         self.encoder = encoder
         self.cell: nn.RNNCellBase = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(width, size)
         self.state_size = 2 * size if kind == "lstm" else size

@@ -46,6 +46,8 @@ def weighted(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:
 
 def _constant(weight: Tensor, cross_entropy: Tensor) -> Tensor:
     """The weight without its gradient, in the type of the cross-entropy."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weights are a tensor: they are {type(weight).__name__}")
     if weight.shape != cross_entropy.shape:
         raise ValueError(
             f"one weight per example: weight has shape {tuple(weight.shape)}, "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pgce import processes
 from pgce.checkpoint import CheckpointError, check_like
-from pgce.choices import OptimizerName, Precision, Schedule, check_choice
+from pgce.choices import OptimizerName, Precision, Schedule, check_type, check_types
 from pgce.tapes import Tape
 
 __all__ = ["Optimizer", "resolve_device", "schedule_factor"]
@@ -111,9 +111,14 @@ class Optimizer:
         max_skips: int = 0,
         **options: Any,
     ) -> None:
-        check_choice("optimizer", name, OptimizerName)
-        check_choice("schedule", schedule, Schedule)
-        check_choice("precision", precision, Precision)
+        check_type("optimizer", name, OptimizerName)
+        check_types(locals(), Optimizer.__init__)
+        algorithm = inspect.signature(_ALGORITHMS[name]).parameters
+        if unknown := options.keys() - (algorithm.keys() - {"params", "lr"}):
+            raise TypeError(
+                f"an option of {name} is one of {', '.join([*algorithm][2:])}: "
+                f"{min(unknown)} is none (its step size is learning_rate)"
+            )
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ValueError(f"the decay of averaged weights lies in [0, 1): it is {ema_decay}")
         if not 0 < learning_rate < math.inf:
@@ -536,7 +541,7 @@ def schedule_factor(schedule: Schedule, progress: float) -> float:
     return 1.0
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The device that `name` stands for; "auto" is the first at hand of cuda, mps, cpu.
 
     Raises:

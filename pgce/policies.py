@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from torch import nn
 
-from pgce.choices import Network, check_choice
+from pgce.choices import Network, check_type
 from pgce.networks import (
     ActorCritic,
     Columns,
@@ -86,7 +86,7 @@ def actor_critic(
         >>> {name: output.shape for name, output in model(torch.zeros(8, 4)).items()}
         {'policy': torch.Size([8, 2]), 'value': torch.Size([8])}
     """
-    check_choice("network", agent.network, Network)
+    check_type("network", agent.network, Network)
     seen = observations(envs.single_observation_space)
     action = actions(envs.single_action_space, agent.continuous, agent.std)
     masked = mask_size(envs) > 0

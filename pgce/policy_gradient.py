@@ -22,7 +22,7 @@ import tyro
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pgce import envs, processes
-from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_choice
+from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_type
 from pgce.envs.state import exactness
 from pgce.envs.vectorize import Vectorization, check_same_spaces
 from pgce.flags import pairs, words_of
@@ -182,20 +182,16 @@ class Agent(Learner):
         return "advantage"
 
     def check(self) -> None:
-        """Refuse settings that are out of their range."""
+        """Refuse settings that are not of their type, or out of their range."""
+        super().check()
         self.at_least_one(
             "total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes", "memory_size"
         )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
-            raise ValueError(f"seed is a whole number, at least 0: it is {self.seed!r}")
         if self.num_envs % self.group_size:
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"
             )
         self.check_env_kwargs()
-        check_choice("network", self.network, Network)
-        if self.memory is not None:
-            check_choice("memory", self.memory, Memory)
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
         if self.schedules:
@@ -203,8 +199,6 @@ class Agent(Learner):
 
     def check_env_kwargs(self) -> None:
         """Refuse what is not the environments' own, and what cannot be saved."""
-        if not isinstance(self.env_kwargs, Mapping):
-            raise ValueError(f"env_kwargs are arguments by name: they are {self.env_kwargs!r}")
         if taken := self.env_kwargs.keys() & inspect.signature(envs.make).parameters.keys():
             raise ValueError(f"arguments of environments are their own: env_kwargs has {min(taken)}")
         try:
@@ -223,7 +217,7 @@ class Agent(Learner):
             if field.type in ("float", "float | None", float) and field.name not in fixed
         ]
         for name, schedule in self.schedules.items():
-            check_choice(f"the schedule of {name}", schedule, Schedule)
+            check_type(f"the schedule of {name}", schedule, Schedule)
             if name == "learning_rate":
                 raise ValueError("the schedule of learning_rate is lr_schedule: schedules has it")
             if name not in can:
@@ -352,7 +346,7 @@ class Agent(Learner):
         given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
         agent = copy.copy(self)
         vars(agent).update(given)
-        with self.computing():
+        with agent.computing():
             return _train_agent(agent, after, metrics)
 
 
@@ -429,8 +423,7 @@ class Minibatched(Agent):
 
 
 def _train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
-    """Check the settings and open the environments, which are closed whatever happens."""
-    agent.check()
+    """Open the environments, which are closed whatever happens."""
     if agent.capture_video:
         from pgce import films
 

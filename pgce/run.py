@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pgce import processes
-from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_choice
+from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_types
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, parse, words_of
 from pgce.folders import Lock, differences, named, stamped
@@ -105,6 +105,15 @@ class Learner:
     json: bool = False
     """Print the result as one JSON object, on the last line of standard output."""
 
+    def __post_init__(self) -> None:
+        for name, value in [*vars(self).items()]:  # into what JSON and a command line have
+            if isinstance(value, np.generic):
+                setattr(self, name, value.item())
+            elif isinstance(value, os.PathLike):
+                setattr(self, name, os.fspath(value))
+            elif isinstance(value, list):
+                setattr(self, name, tuple(value))
+
     @property
     def learner(self) -> str:
         """Name of the learner, as its file is called."""
@@ -153,11 +162,14 @@ class Learner:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, torch uses `threads` CPU threads, and what torchrun started is one group."""
+        """Inside, torch uses `threads` CPU threads, and what torchrun started is one group.
+
+        Raises:
+            ValueError: a setting is not of its type, or out of its range.
+        """
         import torch
 
-        if self.threads < 1:
-            raise ValueError(f"there is at least one thread: threads is {self.threads}")
+        self.check()
         processes.join(self.device, self.process_timeout)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -167,14 +179,18 @@ class Learner:
         finally:
             torch.set_num_threads(before)
 
+    def check(self) -> None:
+        """Refuse settings that are not of their type, or out of their range."""
+        check_types(vars(self), type(self))
+        self.at_least_one("threads")
+        if self.seed < 0:
+            raise ValueError(f"seed is at least 0: it is {self.seed}")
+
     def at_least_one(self, *names: str) -> None:
         """Refuse settings of these names that are below 1."""
         for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise ValueError(f"{name} is a whole number: it is {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} is at least 1: it is {value}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1: it is {getattr(self, name)}")
 
 
 class Run:
@@ -207,7 +223,6 @@ class Run:
         self._since: float | None = None
         self._signals: list[int] = []
         self._stops: _Stops | None = None
-        check_choice("resume", settings.resume, Resume)
         self._lock: Lock | None = None
         self.path, self.attempt = Path(), 1
         told: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgce.action_heads import Beta, Bound, Joint, MultiCategorical, SquashedGaussian
-from pgce.choices import Continuous, Std, check_choice
+from pgce.choices import Continuous, Std, check_type
 from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
 from pgce.networks import WithScale
 
@@ -208,8 +208,8 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
     References:
         Towers et al. (2024), Gymnasium: a standard interface for reinforcement learning environments.
     """
-    check_choice("continuous", continuous, Continuous)
-    check_choice("std", std, Std)
+    check_type("continuous", continuous, Continuous)
+    check_type("std", std, Std)
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _joint(space, continuous, std)
     if isinstance(space, spaces.Discrete):

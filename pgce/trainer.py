@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pgce import graphs, processes
+from pgce.choices import check_types
 from pgce.heads import Head
 from pgce.machine import keep_memory
 from pgce.objective import objective
@@ -250,6 +251,9 @@ class Term:
         output: key of the model's output to read; None where it has only one.
         divisor: n, from the whole batch.
 
+    Raises:
+        ValueError: an argument is of another type, such as a loss of torch in place of a head.
+
     Example:
         >>> from pgce import Term, heads
         >>> Term(heads.Categorical(), target="action", weight="advantage", output="policy").coefficient
@@ -262,6 +266,9 @@ class Term:
     coefficient: float = 1.0
     output: str | int | None = None
     divisor: Callable[[Batch], Tensor | float] = count
+
+    def __post_init__(self) -> None:
+        check_types(vars(self), Term)
 
 
 @dataclass(frozen=True)

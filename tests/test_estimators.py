@@ -547,7 +547,7 @@ def test_updates_that_are_not_finite_may_be_left_out():
         ),
         ({"teacher_share": 2.0}, r"teacher_share lies in \[0, 1\]: it is 2.0"),
         ({"logit_adjustment": -1.0}, "logit_adjustment is 0 or more: it is -1.0"),
-        ({"soft_labels": (0.9,)}, "soft_labels are two numbers"),
+        ({"soft_labels": (0.9,)}, "soft_labels is a sequence of 2"),
         ({"noise": np.ones((10, 10))}, "its rows are probabilities"),
     ],
 )
