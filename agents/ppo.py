@@ -119,7 +119,10 @@ class PPO(Minibatched, ActorCriticAgent):
         """Whether the policy has moved further than `target_kl`; None where there is no such limit."""
         if self.target_kl is None:
             return None
-        return pgce.metrics.policy_change(reports["policy"])["train/approx_kl"] > 1.5 * self.target_kl
+        rows = len(reports["policy"].cross_entropy)
+        change = pgce.metrics.policy_change(reports["policy"])["train/approx_kl"] if rows else 0.0
+        total, number = pgce.processes.sum_of([rows * change, float(rows)])  # of all processes
+        return total > 1.5 * self.target_kl * number
 
 
 if __name__ == "__main__":

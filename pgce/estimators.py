@@ -164,7 +164,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             micro_batch_size=self.micro_batch_size,
             optimizer=self._stack,
             compile=self.compile,
-            seed=seed,
+            seed=seed + self._stack.steps,  # not the same order and draws in every call
             device=self.device,
             log=self.log,
             checkpoints=self.checkpoints,
@@ -594,7 +594,6 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
 
     def _target_rule(self, class_weight: Tensor | None) -> str | TargetRule:
         """The rule for y, from class ids (B,) or rows (B, K)."""
-        generator = torch.Generator().manual_seed(0)
 
         def rule(logits: Tensor, batch: Batch) -> Tensor:
             y, classes = batch["target"], logits.shape[-1]
@@ -603,7 +602,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 return torch.lerp(y.to(logits.dtype), half, self.label_smoothing)
             if self.redraw:
                 noise = targets.noise_matrix(classes, self.redraw)
-                y = targets.draw(y.cpu(), noise, generator).to(y.device)
+                y = targets.draw(y.cpu(), noise).to(y.device)
             if self.soft_labels is not None:
                 y = targets.soften(y, classes, *self.soft_labels, dtype=logits.dtype)
             elif self.confidence is not None:

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -501,20 +502,28 @@ def _outputs(
 ) -> tuple[Tensor, Tensor]:
     """Logits and, where there are any, targets of all examples, in evaluation mode and without gradient."""
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
     logits: list[Tensor] = []
     targets: list[Tensor] = []
     source = as_source(data, place, batch_size)
-    try:
-        with torch.no_grad(), fast_products(_multiplications(model, source, batch_size)):
-            for batch in pieces(source, place, batch_size):
-                found = _one_of(model(batch.input), output)
-                logits.append(found if batch.mask is None else found[batch.mask])
-                targets.append(batch.counted().columns.get("target", torch.empty(0)))
-    finally:
-        model.train(training)
+    with _evaluating(model), fast_products(_multiplications(model, source, batch_size)):
+        for batch in pieces(source, place, batch_size):
+            found = _one_of(model(batch.input), output)
+            logits.append(found if batch.mask is None else found[batch.mask])
+            targets.append(batch.counted().columns.get("target", torch.empty(0)))
     return torch.cat(logits), torch.cat(targets)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and nothing has a gradient; then each module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _multiplications(model: nn.Module, source: Batch | DataLoader[Any], batch_size: int) -> int:
@@ -572,10 +581,8 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
             )
     row = batch.rows(slice(1))
     seen_row = row.counted()
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with _evaluating(model):
             outputs = model(row.input)
             for term in terms.values():
                 logits = _one_of(outputs, term.output)
@@ -592,8 +599,6 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(values.shape)) for values in inputs)
         raise ValueError(f"{name}: the model does not take inputs of shape {shapes}: {error}") from error
-    finally:
-        model.train(training)
 
 
 def _warn_of_double_correction(sampler: object, weight: str | Rule) -> None:

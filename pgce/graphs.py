@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from pgce.heads import Transformed
 from pgce.perceptrons import has_hooks
@@ -425,12 +427,16 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         >>> print(state_of(model))
         None
     """
+    if _has_any_global_hook():
+        return None
     modules, found = [model], list[object]()
     for module in modules:  # which grow meanwhile
         if _watched(module):
             return None
-        found.append(module.training)
         own = module.__dict__  # sooner told than attributes
+        if (names := _SETTINGS.get(module)) is None:
+            names = _SETTINGS[module] = [name for name, value in own.items() if _is_setting(name, value)]
+        found += type(module), own["training"], *map(own.get, names)
         for value in own["_parameters"].values():
             if value is not None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
@@ -441,6 +447,15 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         if children := own["_modules"]:
             modules += [child for child in children.values() if child is not None]
     return tuple(found)
+
+
+_SETTINGS: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+"""Names of a module's attributes that are neither parts nor torch's own."""
+_TORCHS = frozenset(nn.Module().__dict__)
+
+
+def _is_setting(name: str, value: object) -> bool:
+    return name not in _TORCHS and isinstance(value, Hashable)
 
 
 def _known(code: Any) -> bool:

@@ -220,7 +220,7 @@ def policy_change(report: Report) -> dict[str, float]:
 def explained_variance(report: Report) -> float:
     """1 − Var(y − μ)/Var(y) of a real-valued prediction: 1 is perfect, 0 no better than a constant.
 
-    NaN where the target does not vary.
+    NaN where the target does not vary, or there is none.
 
     Example:
         >>> import torch
@@ -230,6 +230,8 @@ def explained_variance(report: Report) -> float:
         >>> explained_variance(Report(predicted, value, one, None, one.mean(), Batch(predicted, {})))
         0.75
     """
+    if not report.target.numel():
+        return math.nan
     spread = report.target.var(unbiased=False).item()
     unexplained = (report.target - report.logits).var(unbiased=False).item()
     return 1 - unexplained / spread if spread else math.nan

@@ -180,7 +180,7 @@ def weighted_cross_entropy(
     else:
         divisor = _divisor(reduction, cross_entropy, weight)
         product = None if weight is None else _dot(cross_entropy, weight, divisor, waits=True)
-        if product is not None and ids and mask is None:  # all is finite, and a softmax hides nothing
+        if product is not None and ids:  # all is finite, and a softmax hides nothing
             return product
         loss = weighted(cross_entropy, weight).sum() / divisor if product is None else product
     if not torch.compiler.is_compiling():

@@ -133,7 +133,7 @@ class Optimizer:
         self._parameters = [p for p in parameters if p.requires_grad]
         if not self._parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
-        self._flat, self._views = _flatten(self._parameters)
+        self._lay()
         self.device = self._flat[0].device
         if name in _FUSED:
             options = {"fused": True, **options}
@@ -170,6 +170,21 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_recorded": None, "_play": None}  # a recording is of these tensors only
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # in which each tensor has memory of its own: they are laid flat again
+        old, kept = self._flat, self.torch_optimizer.state
+        self._lay()
+        for group in self.torch_optimizer.param_groups:
+            group["params"] = self._flat
+        for flat, now in zip(old, self._flat, strict=True):
+            if flat in kept:
+                kept[now] = kept.pop(flat)
+
+    def _lay(self) -> None:
+        """Lay the parameters, and their gradients, into flat ones."""
+        self._flat, self._values, self._views = _flatten(self._parameters)
+        self._places = [value.data_ptr() for value in self._values]
 
     @property
     def grad_norm(self) -> float:
@@ -248,6 +263,7 @@ class Optimizer:
             "progress": self.progress,
             "steps": self.steps,
             "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
             "grad_norm": self.grad_norm,
             "torch": {str(n): _copied(entries) for n, entries in state.items()},
             "average": _copied(_numbered(self._average)),
@@ -267,7 +283,7 @@ class Optimizer:
         """
         try:
             name, told = state["name"], {n: dict(entries) for n, entries in state["torch"].items()}
-            steps, skipped = (_count(state[key]) for key in ("steps", "skipped"))
+            steps, skipped, in_a_row = (_count(state[key]) for key in ("steps", "skipped", "in_a_row"))
             progress, grad_norm = float(state["progress"]), float(state["grad_norm"])
             average, scaler = dict(state["average"]), state["scaler"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -298,6 +314,7 @@ class Optimizer:
         self.torch_optimizer.load_state_dict({"state": kept, "param_groups": groups})
         self._average = [average[str(n)].to(own, copy=True) for n, own in enumerate(self._average)]
         self.progress, self.steps, self.skipped, self._grad_norm = progress, steps, skipped, grad_norm
+        self._in_a_row = in_a_row
         self._loads += 1
         if self.defers:
             self._forget()
@@ -479,8 +496,21 @@ class Optimizer:
                 parameter.grad = view
 
     def adopt_gradients(self) -> None:
-        """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer."""
-        for parameter, view in zip(self._parameters, self._views, strict=True):
+        """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer.
+
+        So do the parameters.
+
+        Raises:
+            ValueError: a parameter has another shape, type or device than it had.
+        """
+        for n, (parameter, view) in enumerate(zip(self._parameters, self._views, strict=True)):
+            if parameter.data_ptr() != self._places[n]:
+                own, now = self._values[n], parameter.data
+                if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
+                    raise ValueError(
+                        f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
+                    )
+                parameter.data = own.copy_(now)
             if parameter.grad is not view:
                 if parameter.grad is None:
                     view.zero_()
@@ -489,13 +519,17 @@ class Optimizer:
                 parameter.grad = view
 
 
-def _flatten(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
-    """One flat parameter with gradient a (dtype, device), and each parameter's view of that gradient."""
+def _told(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+
+
+def _flatten(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+    """One flat parameter with gradient a (dtype, device), and each parameter's views of it and of that."""
     groups: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
     flats: list[nn.Parameter] = []
-    view_of: dict[nn.Parameter, Tensor] = {}
+    views: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
     for group in groups.values():
         flat = nn.Parameter(torch.cat([p.detach().flatten() for p in group]))
         flat.grad = torch.zeros_like(flat)
@@ -503,9 +537,10 @@ def _flatten(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[T
         pieces = zip(group, flat.detach().split(sizes), flat.grad.split(sizes), strict=True)
         for parameter, value, gradient in pieces:
             parameter.data = value.view(parameter.shape)
-            view_of[parameter] = parameter.grad = gradient.view(parameter.shape)
+            parameter.grad = gradient.view(parameter.shape)
+            views[parameter] = parameter.data, parameter.grad
         flats.append(flat)
-    return flats, [view_of[p] for p in parameters]
+    return flats, [views[p][0] for p in parameters], [views[p][1] for p in parameters]
 
 
 def _numbered(tensors: list[Tensor]) -> dict[str, Tensor]:

@@ -779,6 +779,12 @@ class _Training:
         from pgce import dashboards
         from pgce.logger import due
 
+        if processes.size() > 1:  # each has its rows' share of a loss
+            losses = processes.sum_of([report.loss.item() for report in reports.values()])
+            pairs = zip(reports.items(), losses, strict=True)
+            reports = {
+                name: dataclasses.replace(each, loss=each.loss.new_tensor(x)) for (name, each), x in pairs
+            }
         run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
         kept = due(self.round, _KEPT)
         with run.part("log"):

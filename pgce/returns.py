@@ -52,7 +52,7 @@ def discounted(
     end = torch.where(truncated, gamma * next_value, 0.0).masked_fill(terminated, 0.0)
     # γ where the episode goes on, else 0; of the rewards' dtype, which γ times a mask would not be
     carry = torch.full_like(reward, gamma).masked_fill(terminated | truncated, 0.0)
-    return _accumulated(reward + end, carry, next_value[-1])
+    return _accumulated(reward + end, carry, next_value[-1].masked_fill(carry[-1] == 0, 0.0))
 
 
 def gae(

@@ -257,7 +257,7 @@ class Collector:
         self.mask_size = 0 if mask is None else mask.shape[1]
         self._observation = self._place(self._encoded(first, info))
         n = self.envs.num_envs
-        self._resetting = np.zeros(n, np.bool_)  # environments whose next step only resets them
+        self._resetting = np.zeros(n, np.bool_)  # environments whose last step ended an episode
         self._first = np.ones(n, np.bool_)  # environments whose episode begins with the observation
         self._state = torch.zeros((n, self.state_size), device=self.device)
         self._return, self._length = np.zeros(n), np.zeros(n, np.int64)  # of unfinished episodes
@@ -277,11 +277,9 @@ class Collector:
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
-        # Whether an episode begins with an observation is whether one ended with the step before, or, by
-        # NEXT_STEP, with the one before that.
-        known = np.stack([self._first, self._resetting][: 1 + self._late])
-        ended = np.concatenate([known, np.empty((steps, n), np.bool_)])
-        first, done = ended[: steps + 1], ended[1 + self._late :]
+        done = np.empty((steps, n), np.bool_)
+        first = np.empty((steps + 1, n), np.bool_)  # whether an episode begins with an observation
+        first[0] = self._first
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         self._decided.look()
         with torch.inference_mode():
@@ -299,12 +297,14 @@ class Collector:
                 if t == 0:
                     _check_shapes(envs, *step[1:4])
                 following, reward[t], terminated[t], truncated[t], info = step
-                np.logical_or(terminated[t], truncated[t], out=done[t])
+                ended = np.logical_or(terminated[t], truncated[t], out=done[t])
+                first[t + 1] = self._resetting if self._late else ended
+                self._resetting = ended
                 if "env_restarted" in info:
                     lost[t] = info["env_restarted"]
                 encoded = self._encoded(following, info)
-                if not self._late and done[t].any():
-                    which = done[t].nonzero()[0]
+                if not self._late and ended.any():
+                    which = ended.nonzero()[0]
                     if self.mode == AutoresetMode.SAME_STEP:
                         if "final_obs" not in info:
                             raise EnvironmentFault(
@@ -314,7 +314,7 @@ class Collector:
                         finals.append((t * n + which, self._encoded(last, {})))
                     else:
                         finals.append((t * n + which, encoded[which]))
-                        begun, info = envs.reset(options={"reset_mask": done[t].copy()})
+                        begun, info = envs.reset(options={"reset_mask": ended.copy()})
                         encoded = encoded.copy()
                         encoded[which] = self._encoded(begun, info)[which]
                 if memory is None:
@@ -322,7 +322,7 @@ class Collector:
                 else:
                     memory[t + 1] = encoded
         self._observation, self._state = rows[steps], states[-1]
-        self._first, self._resetting = first[steps], ended[-1] if self._late else self._resetting
+        self._first = first[steps]
         # A step that resets an environment is no transition.
         valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])

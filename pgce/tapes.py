@@ -221,7 +221,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
 def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:
     """What does an operation once more, and leaves its outputs where they are."""
     name = func.overloadpacket.__name__
-    if func._schema.is_mutable:
+    if func._schema.is_mutable and not (outputs and _is_own(func)):
         own = getattr(Tensor, name, None) if name.endswith("_") and not name.startswith("_") else None
         return partial(own or func._op, *args, **kwargs)
     if name == "mm" and args[0].shape[1] == 1:  # sums of one product each
@@ -235,7 +235,7 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
         wanted = {
             a.name: str(a.type) for a in func._schema.arguments if a.name in read or a.name not in _PLACE
         }
-        if len(out) == len(outputs) > 0 and read == wanted:
+        if len(out) == len(outputs) > 0 and read == wanted and not func._schema.is_mutable:
             known = {key: value for key, value in kwargs.items() if key in read}
             return partial(overload._op, *args, **known, **dict(zip(out, outputs, strict=True)))
     return partial(_copied, func, args, kwargs, outputs)
@@ -244,7 +244,7 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
 def _scalars_placed(args: Any) -> Any:
     """Numbers as tensors, which torch makes of them whenever it is called."""
     first = args[0]
-    if not isinstance(first, Tensor) or not first.is_floating_point():
+    if not isinstance(first, Tensor) or first.dtype not in (torch.float32, torch.float64):
         return args
     return [torch.tensor(a, dtype=first.dtype) if type(a) in (int, float) else a for a in args]
 

@@ -176,7 +176,8 @@ class Batch:
         order in which they lie in memory, where they are found sooner.
 
         Args:
-            parts: how many batches; fewer come if there are fewer rows.
+            parts: how many batches; fewer come if there are fewer rows. Of several processes all make as
+                many, of which some may have no row.
             generator: of random numbers, on the CPU.
             passes: how often, each time in another order.
         """
@@ -186,10 +187,11 @@ class Batch:
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
         scattered = rows.is_cpu and len(rows) >= _SCATTERED
+        parts = min(parts, max(int(processes.sum_of([float(len(rows))])[0]), 1))
         for _ in range(passes):
             order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
             order = rows.index_select(0, order)
-            for index in order.tensor_split(min(parts, max(len(rows), 1))):
+            for index in order.tensor_split(parts):
                 if scattered:
                     index.numpy().sort()
                 yield kept.rows(index)
@@ -201,20 +203,31 @@ _SCATTERED = 2**13  # rows, of which caches do not hold all
 class _Rows(Batch):
     """Rows of a batch by number, gathered when somebody looks; a recorded step gathers them itself."""
 
+    _source: Batch
+    _index: Tensor
+
     def __init__(self, source: Batch, index: Tensor) -> None:
         vars(self).update(kind=source.kind, _source=source, _index=index)
 
     def __len__(self) -> int:
         return int(self._index.shape[0])  # sooner told than len
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in ("input", "columns"):
-            raise AttributeError(f"a batch has no attribute {name!r}")
-        gathered = self._source.with_tensors(
-            {name: value.index_select(0, self._index) for name, value in self._source.tensors.items()}
+    @cached_property
+    def _gathered(self) -> Batch:
+        tensors = self._source.tensors.items()
+        return self._source.with_tensors(
+            {name: value.index_select(0, self._index) for name, value in tensors}
         )
-        vars(self).update(input=gathered.input, columns=gathered.columns)
-        return vars(self)[name]
+
+    @property
+    def input(self) -> Input:
+        """The rows of the input."""
+        return self._gathered.input
+
+    @property
+    def columns(self) -> Mapping[str, Tensor]:
+        """The rows of the columns."""
+        return self._gathered.columns
 
     @property
     def origin(self) -> tuple[Batch, Tensor | None]:
@@ -403,7 +416,7 @@ class Trainer:
             self._recorded, self._changes = terms, self._changes + 1
             if self.optimizer.defers or not self._recordable():
                 self._recorder = None
-        if self._recorder is None or len(batch) == 0:
+        if self._recorder is None or len(batch) == 0 or torch.is_autocast_enabled(self.optimizer.device.type):
             return None
         if batch.mask is not None and (self.optimizer.defers or not self._by_row or self._changes):
             return None  # sequences take long to record: not again whenever terms change
@@ -412,7 +425,7 @@ class Trainer:
 
     def _recordable(self) -> bool:
         terms = self.terms.values()
-        rules = [rule for term in terms for rule in (term.target, term.weight, term.head)]
+        rules = [rule for t in terms for rule in (t.target, t.weight, t.head, t.divisor)]
         counts = all(term.divisor is count for term in terms)
         return graphs.constant(self.model, *rules) and (counts or not self._by_row)
 

@@ -393,14 +393,13 @@ def positive(cross_entropy: Tensor, batch: Columns, *, pos_weight: Tensor | floa
     return torch.where(batch["y"] > 0.5, c, 1.0)
 
 
-def huber(cross_entropy: Tensor, batch: object = None, *, delta: Tensor | float = 1.0) -> Tensor:
-    """The rule of the Huber loss under `Gaussian()`: w = min(1, δ/|e|), e the error.
-
-    |e| is read from the cross-entropy ½e² + ½ log 2π of each number (`event_dims=0`).
+def huber(cross_entropy: Tensor, batch: Columns | None = None, *, delta: Tensor | float = 1.0) -> Tensor:
+    """The rule of the Huber loss under `Gaussian()`: w = min(1, δ/|e|), e the error of each number.
 
     Args:
-        cross_entropy: any shape.
-        batch: not read.
+        cross_entropy: ½e² + ½ log 2π, any shape (`event_dims=0`).
+        batch: with columns "y" and "logits" (the mean μ), in the same shape. Without one |e| is read from the
+            cross-entropy, in which errors below 0.001 are lost to rounding.
         delta: δ > 0, in the target's unit: larger errors count linearly. One for all, or one a component.
 
     Raises:
@@ -420,7 +419,10 @@ def huber(cross_entropy: Tensor, batch: object = None, *, delta: Tensor | float 
     limit = torch.as_tensor(delta, dtype=cross_entropy.dtype, device=cross_entropy.device)
     if not bool((limit > 0).all()):
         raise ValueError(f"delta is positive: it is {delta}")
-    error = (2 * (cross_entropy - _HALF_LOG_2PI)).clamp(min=0).sqrt()
+    if batch is None:
+        error = (2 * (cross_entropy - _HALF_LOG_2PI)).clamp(min=0).sqrt()
+    else:
+        error = (batch["y"] - batch["logits"]).abs().to(cross_entropy.dtype)
     return (limit / error).clamp(max=1)
 
 
