@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -374,7 +375,7 @@ def constant(*parts: Any) -> bool:
 
     Those are known whose code is torch's or this package's, without hooks, and not compiled. What others read
     beside their arguments, nobody can tell but their authors, by an attribute: `recordable = True` of a
-    module's class, or of a function.
+    module's class, or of a function. In an agent it also says that each row is looked at by itself.
 
     Example:
         >>> import torch
@@ -459,5 +460,7 @@ def _is_setting(name: str, value: object) -> bool:
 
 
 def _known(code: Any) -> bool:
-    own = str(getattr(code, "__module__", "")).partition(".")[0] in ("torch", "pgce")
+    # A function that wraps another has its module's name, by functools.wraps, but not its globals.
+    home = code.__globals__["__name__"] if isinstance(code, FunctionType) else getattr(code, "__module__", "")
+    own = str(home).partition(".")[0] in ("torch", "pgce")
     return own or getattr(code, "recordable", False) is True

@@ -236,14 +236,14 @@ class _Rows(Batch):
 
 
 Rule = Callable[[Tensor, Batch], Tensor | None]
-"""(cross_entropy, batch) -> weight, one number an example that counts; sees constants only.
+"""(cross_entropy, batch) -> weight, one number an example that counts; sees constants, writes into none.
 
 The batch has two columns more than the learner gave it: "logits", what the head read, and "y", what it
 scored.
 """
 
 TargetRule = Callable[[Tensor, Batch], Tensor]
-"""(logits, batch) -> target; sees constants only."""
+"""(logits, batch) -> target; sees constants, writes into none."""
 
 
 def count(batch: Batch) -> int:
@@ -528,13 +528,17 @@ class Trainer:
             if batch.mask is not None:
                 logits = logits[batch.mask]
             constant = logits.detach()
+            written = constant._version
             target = _apply(term.target, constant, examples)
             cross_entropy = term.head.cross_entropy(logits, target)
             seen = examples
             if callable(term.weight) and term.weight is not one:
                 seen = examples.with_columns(logits=constant, y=target)
             known = cross_entropy.detach()
+            versions = written, known._version
             weight = None if term.weight is one else _apply(term.weight, known, seen)
+            if (constant._version, known._version) != versions:  # which the loss is made of
+                raise ValueError(f"rules write into nothing that they are given: one of the term {name} did")
             used = weight if counts is None else _of_rows(counts, weight, known)
             loss = objective(cross_entropy, used, divisors[name], looks=looks)
             loss = loss if term.coefficient == 1 else term.coefficient * loss

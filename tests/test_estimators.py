@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -291,9 +293,35 @@ def test_partial_fit_goes_on_and_warm_start_too():
         estimator.partial_fit(X, np.full(400, 77))
 
 
+def test_copied_estimators_go_on():
+    X, y = digits()
+    one = Classifier(random_state=0, device="cpu").partial_fit(X, y, classes=range(10))
+    others = [one, copy.deepcopy(one), pickle.loads(pickle.dumps(one))]
+    found = [each.partial_fit(X, y).partial_fit(X, y).predict_proba(X) for each in others]
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_labels_are_drawn_anew_in_every_pass_and_after_a_checkpoint(tmp_path):
+    X, y = digits()
+    estimator, drawn = Classifier(redraw=0.5, random_state=0, device="cpu", batch_size=400), []
+    estimator.weight = lambda _, batch: drawn.append(batch["y"].sort().values)
+    for _ in range(2):
+        estimator.partial_fit(X[:400], y[:400], classes=range(10))
+    assert not torch.equal(drawn[-2], drawn[-1])
+
+    def fitted(**how):
+        return Classifier(redraw=0.5, epochs=4, random_state=0, device="cpu", **how)
+
+    fitted(checkpoints=tmp_path).fit(X, y, after=lambda row, _: row["epoch"] == 2)
+    found = [fitted(**how).fit(X, y).predict_proba(X) for how in ({}, {"checkpoints": tmp_path})]
+    assert np.array_equal(*found)
+
+
 def test_a_module_of_one_s_own_is_copied_and_trained_in_its_own_precision():
     X, y = digits()
-    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
     before = [p.detach().clone() for p in module.parameters()]
     estimator = Classifier(module=module, epochs=20, learning_rate=0.01, random_state=0, device="cpu")
     images = X.reshape(-1, 1, 8, 8).astype(np.float64)

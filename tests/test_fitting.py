@@ -129,6 +129,13 @@ def test_regression_and_yes_or_no():
     assert (pgce.predict(model, inputs, head=Bernoulli()) == yes).float().mean() > 0.97
 
 
+def test_layers_that_are_in_evaluation_mode_stay_so():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
+    model[1].eval()
+    pgce.evaluate(model, (torch.eye(2), torch.arange(2)))
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
 def test_numpy_predicts_in_evaluation_mode_and_leaves_the_mode():
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9))
     inputs = np.random.default_rng(0).normal(size=(50, 4))

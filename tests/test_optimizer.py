@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import subprocess
 import sys
 
@@ -109,6 +110,60 @@ def test_gradients_that_someone_dropped_or_replaced_still_count():
             optimizer.step()
     for p, q in zip(ours.parameters(), same.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_parameters_that_someone_put_elsewhere_still_learn():
+    model = network()
+    optimizer = Optimizer(model.parameters(), "sgd", learning_rate=0.1)
+    for _ in range(2):
+        moved = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+        nn.utils.vector_to_parameters(moved, model.parameters())
+        model(INPUT).sum().backward()
+        optimizer.step()
+        assert torch.equal(model[2].bias, torch.full((2,), -1.6, dtype=torch.float64))
+    model.float()
+    with pytest.raises(
+        ValueError, match=r"one was \(8, 3\) of torch.float64 on cpu, it is .* of torch.float32"
+    ):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=str)
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_copies_go_on_alike(name, copied):
+    model = network()
+    optimizer = Optimizer(model.parameters(), name, learning_rate=0.1, ema_decay=0.9)
+
+    def step(model, optimizer):
+        model(INPUT).square().sum().backward()
+        optimizer.step()
+
+    step(model, optimizer)
+    other_model, other = copied((model, optimizer))
+    for _ in range(3):
+        step(model, optimizer)
+    kept = copy.deepcopy(other_model.state_dict())
+    for _ in range(3):
+        step(other_model, other)
+    for key, value in model.state_dict().items():
+        assert torch.equal(other_model.state_dict()[key], value)
+        assert not torch.equal(kept[key], value)
+
+
+def test_updates_left_out_in_a_row_are_counted_on():
+    def skip(optimizer, model):
+        model[0].weight.grad.fill_(math.nan)
+        optimizer.step()
+
+    model = network()
+    optimizer = Optimizer(model.parameters(), "sgd", max_skips=2)
+    for _ in range(2):
+        skip(optimizer, model)
+    other = network()
+    resumed = Optimizer(other.parameters(), "sgd", max_skips=2)
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.raises(FloatingPointError, match="3 times in a row"):
+        skip(resumed, other)
 
 
 def test_a_copied_model_is_independent():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,13 @@ VALUE = torch.tensor([[1000.0, 16.0, 1000.0, 32.0]]).T  # 1000 where it must not
 def test_by_hand(terminated, truncated, next_value, expected):
     result = discounted(REWARD, terminated, truncated, 0.5, next_value)
     assert result[:, 0].tolist() == expected
+
+
+def test_the_value_after_a_true_end_is_not_read():
+    terminated = torch.tensor([[False], [True]])
+    nowhere = torch.full((2, 1), math.nan)
+    found = discounted(torch.ones(2, 1), terminated, torch.zeros_like(terminated), 0.5, nowhere)
+    assert found.flatten().tolist() == [1.5, 1.0]
 
 
 def test_last_step_truncated_reads_the_value_once():

@@ -125,6 +125,18 @@ def test_rules_see_constants_and_only_rows_that_count():
     assert not seen["cross_entropy"].requires_grad
 
 
+@pytest.mark.parametrize("rule", ["target", "weight"])
+def test_rules_that_write_into_what_they_are_given_are_refused(rule):
+    def writes(given, batch):
+        given.div_(2)
+        return batch["action" if rule == "target" else "advantage"]
+
+    network = mlp(4, 3).double()
+    term = Term(HEAD, **{"target": "action", "weight": "advantage", rule: writes})
+    with pytest.raises(ValueError, match="rules write into nothing that they are given: one of the term own"):
+        Trainer(network, {"own": term}, Optimizer(network.parameters())).step(rollout_batch())
+
+
 def test_a_divisor_of_the_whole_makes_pieces_exact():
     batch = rollout_batch()
     whole, pieces = actor_critic(), actor_critic()

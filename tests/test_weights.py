@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pgce import weights
+from pgce import heads, weights
 from pgce.weights import one, product, whiten
 
 
@@ -80,3 +80,15 @@ def test_class_weights_by_frequency():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("delta", [1e-4, 1e-2, 1.0])
+def test_huber_weighs_errors_of_any_size(delta):
+    mean = torch.zeros(6, requires_grad=True)
+    target = delta * torch.tensor([-4.0, -2.0, -0.5, 0.1, 1.5, 3.0])
+    entropy = heads.Gaussian().cross_entropy(mean, target)
+    weight = weights.huber(entropy.detach(), {"logits": mean.detach(), "y": target}, delta=delta)
+    (weight * entropy).sum().backward()
+    other = torch.zeros(6, requires_grad=True)
+    torch.nn.functional.huber_loss(other, target, delta=delta, reduction="sum").backward()
+    torch.testing.assert_close(mean.grad, other.grad, rtol=1e-5, atol=0.0)

@@ -214,6 +214,40 @@ def outcome(folder):
     return json.dumps(state, default=lambda x: [str(x.dtype), *map(str, np.asarray(x).ravel().tolist())])
 
 
+COUNTED = """
+import os, sys
+from pgce.agents import PPO
+from pgce.run import main
+from pgce.trainer import Trainer
+
+step, rows = Trainer.step, []
+
+
+def counted(self, batch):
+    rows.append(batch.count)
+    return step(self, batch)
+
+
+Trainer.step = counted
+try:
+    main(PPO, None, sys.argv[1:])
+finally:
+    open(os.environ["RANK"], "w").write(f"{len(rows)} {min(rows)}")
+"""
+
+
+@pytest.mark.slow
+def test_they_take_equally_many_steps_on_unequally_many_rows(tmp_path):
+    """Each has one environment, and so often fewer rows that count than there are minibatches."""
+    words = ["--num-envs", 2, "--num-steps", 4, "--num-minibatches", 4, "-n", 400, "--runs-dir", "runs",
+             "--eval-episodes", 2, "--eval-freq", 10_000, "--no-stop-at-threshold", "--quiet"]  # fmt: skip
+    code, _, errors = ended(torchrun(tmp_path, COUNTED, *words))
+    assert code == 0, errors
+    (steps, least), (others, other) = ((tmp_path / rank).read_text().split() for rank in "01")
+    assert steps == others
+    assert "0" in (least, other)
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_started_again(tmp_path, fault_seed):
     """torchrun starts all of them anew, from the last checkpoint: as if nothing had been."""
