@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -435,9 +434,12 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         if _watched(module):
             return None
         own = module.__dict__  # sooner told than attributes
-        if (names := _SETTINGS.get(module)) is None:
-            names = _SETTINGS[module] = [name for name, value in own.items() if _is_setting(name, value)]
-        found += type(module), own["training"], *map(own.get, names)
+        kind = type(module)
+        if (names := _SETTINGS.get(kind)) is None:
+            names = _SETTINGS[kind] = [name for name, value in own.items() if _is_setting(name, value)]
+        found += kind, own["training"]
+        if names:
+            found += map(own.get, names)
         for value in own["_parameters"].values():
             if value is not None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
@@ -450,8 +452,8 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
     return tuple(found)
 
 
-_SETTINGS: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
-"""Names of a module's attributes that are neither parts nor torch's own."""
+_SETTINGS: dict[type, list[str]] = {}
+"""Names of attributes that are neither parts nor those of every module, by class."""
 _TORCHS = frozenset(nn.Module().__dict__)
 
 

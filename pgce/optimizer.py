@@ -503,20 +503,24 @@ class Optimizer:
         Raises:
             ValueError: a parameter has another shape, type or device than it had.
         """
-        for n, (parameter, view) in enumerate(zip(self._parameters, self._views, strict=True)):
-            if parameter.data_ptr() != self._places[n]:
-                own, now = self._values[n], parameter.data
-                if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
-                    raise ValueError(
-                        f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
-                    )
-                parameter.data = own.copy_(now)
+        for parameter, place, view in zip(self._parameters, self._places, self._views, strict=True):
+            if parameter.data_ptr() != place:
+                self._take_back(parameter)
             if parameter.grad is not view:
                 if parameter.grad is None:
                     view.zero_()
                 else:
                     view.copy_(parameter.grad)
                 parameter.grad = view
+
+    def _take_back(self, parameter: nn.Parameter) -> None:
+        """What a parameter holds that someone put elsewhere, in the place of its own."""
+        own, now = self._values[[p is parameter for p in self._parameters].index(True)], parameter.data
+        if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
+            raise ValueError(
+                f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
+            )
+        parameter.data = own.copy_(now)
 
 
 def _told(tensor: Tensor) -> str:

@@ -160,7 +160,7 @@ def test_rows_are_gathered_where_they_are_read():
     for piece in index.split(16) + index.split(15):
         rows = whole.rows(piece)
         reports = one.step(rows)
-        gathered.append("columns" in vars(rows))
+        gathered.append("_gathered" in vars(rows))
         seen = other.step(
             Batch(whole.input[piece], {n: column[piece] for n, column in whole.columns.items()})
         )
