@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from pgce.envs.vector_base import NumpyVectorEnv, SingleEnv
+from pgce.envs.vector_base import NumpyVectorEnv, SingleEnv, at_least
 
 __all__ = [
     "ActionProbe",
@@ -132,7 +132,7 @@ class DiscountProbeVectorEnv(NumpyVectorEnv):
         *,
         length: int = 2,
     ) -> None:
-        self._length = _at_least(1, "length", length)
+        self._length = at_least(1, "length", length)
         space = Box(0.0, 1.0, (length,), np.float32)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Discrete(2))
         self._time = np.zeros(num_envs, np.int64)
@@ -335,7 +335,7 @@ class MemoryProbeVectorEnv(NumpyVectorEnv):
         *,
         delay: int = 2,
     ) -> None:
-        self._delay = _at_least(1, "delay", delay)
+        self._delay = at_least(1, "delay", delay)
         space = Box(-1.0, 1.0, (2,), np.float32)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Discrete(2))
         self._cue = np.ones(num_envs, np.float32)
@@ -418,8 +418,8 @@ class MaskProbeVectorEnv(NumpyVectorEnv):
         actions: int = 4,
         length: int = 4,
     ) -> None:
-        self._length = _at_least(1, "length", length)
-        _at_least(2, "actions", actions)
+        self._length = at_least(1, "length", length)
+        at_least(2, "actions", actions)
         space = Box(0.0, 1.0, (1,), np.float32)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Discrete(actions))
         self._mask = np.ones((num_envs, actions), np.int8)
@@ -483,9 +483,3 @@ class MaskProbe(SingleEnv):
 
 def _signs(generator: np.random.Generator, count: int) -> NDArray[np.int64]:
     return 2 * generator.integers(2, size=count) - 1
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is a whole number, at least {least}: it is {value!r}")
-    return value

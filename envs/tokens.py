@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from pgce.envs.vector_base import NumpyVectorEnv, SingleEnv
+from pgce.envs.vector_base import NumpyVectorEnv, SingleEnv, at_least
 
 __all__ = [
     "Addition",
@@ -100,7 +100,8 @@ class CopyVectorEnv(_TokenVectorEnv):
         length: int = 4,
         tokens: int = 4,
     ) -> None:
-        _check(length, tokens)
+        at_least(1, "length", length)
+        at_least(2, "tokens", tokens)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, tokens, length, length)
 
     def _task(self, count: int) -> tuple[Tokens, Tokens]:
@@ -234,7 +235,8 @@ class AdditionVectorEnv(_TokenVectorEnv):
         length: int = 2,
         tokens: int = 10,
     ) -> None:
-        _check(length, tokens)
+        at_least(1, "length", length)
+        at_least(2, "tokens", tokens)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, tokens, 2 * length, length + 1)
 
     def _task(self, count: int) -> tuple[Tokens, Tokens]:
@@ -283,9 +285,3 @@ class Addition(SingleEnv):
     """
 
     vector_version = AdditionVectorEnv
-
-
-def _check(length: int, tokens: int) -> None:
-    for name, value, least in (("length", length, 1), ("tokens", tokens, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is a whole number, at least {least}: it is {value!r}")

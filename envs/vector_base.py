@@ -290,3 +290,10 @@ class SingleEnv(gym.Env[Any, Any]):
     @staticmethod
     def _first(info: dict[str, Any]) -> dict[str, Any]:
         return {key: value[0] for key, value in info.items() if f"_{key}" in info}
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """The value of an argument, refused if it is no whole number, or less."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is a whole number, at least {least}: it is {value!r}")
+    return value

@@ -23,6 +23,7 @@ from gymnasium.vector.utils import batch_space
 
 from pgce.envs.guard import EnvironmentFault, GuardedSyncVectorEnv, Make
 from pgce.envs.state import one_step
+from pgce.envs.vector_base import at_least
 from pgce.envs.workers import GuardedAsyncVectorEnv, cores
 
 __all__ = ["EnvPoolVectorEnv", "Vectorization", "check_same_spaces", "make", "reset", "spawn_seeds"]
@@ -109,8 +110,7 @@ def make(
         raise ValueError(f"there is a whole number of environments, at least 1: num_envs is {num_envs!r}")
     if step_timeout is not None and not step_timeout > 0:
         raise ValueError(f"step_timeout is above 0, in seconds, or None: it is {step_timeout}")
-    if isinstance(env_restarts, bool) or not isinstance(env_restarts, int) or env_restarts < 0:
-        raise ValueError(f"env_restarts is a whole number, at least 0: it is {env_restarts!r}")
+    at_least(0, "env_restarts", env_restarts)
     if env_workers is not None and (type(env_workers) is not int or env_workers < 1):
         raise ValueError(f"env_workers is a whole number, at least 1, or None: it is {env_workers!r}")
     if vectorization not in get_args(Vectorization):
