@@ -6,7 +6,7 @@ import ctypes
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -39,9 +39,12 @@ def fast_products(multiplications: int) -> Iterator[None]:
         >>> bool((product - a.double() @ a.double()).abs().max() < 1e-3)
         True
     """
-    if multiplications < _LEAST or not _pays():
+    with _by_onednn() if multiplications >= _LEAST and _pays() else nullcontext():
         yield
-        return
+
+
+@contextmanager
+def _by_onednn() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -64,12 +67,8 @@ def _pays() -> bool:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(shape, generator=generator) for shape in ((1024, 256), (256, 256)))
     exact = a.double() @ b.double()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with _by_onednn():
         error = (torch.mm(a, b) - exact).abs().max() / exact.abs().max()
-    finally:
-        torch.set_float32_matmul_precision(before)
     return bool(error < 1e-5)
 
 
