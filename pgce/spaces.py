@@ -157,20 +157,15 @@ def observations(space: gym.Space[Any]) -> Observations:
     if not (size or images):
         raise ValueError(f"an observation has one or more numbers: there are none in {space}")
 
-    if not images and len(vectors) == 1:
-        return Observations(size, vectors[0][1], None, mask)
+    encoders = [encoder for _, encoder in (*vectors, *images)]
 
-    def vector(observation: Any) -> NDArray[np.float32]:
-        return np.concatenate([encode(observation) for _, encode in vectors], -1)
+    def together(observation: Any) -> NDArray[np.float32]:
+        return np.concatenate([encoder(observation) for encoder in encoders], -1)
 
+    encode = encoders[0] if len(encoders) == 1 else together
     if not images:
-        return Observations(size, vector, None, mask)
+        return Observations(size, encode, None, mask)
     channels, (_, height, width) = sum(shape[0] for shape, _ in images), images[0][0]
-
-    def encode(observation: Any) -> NDArray[np.float32]:
-        parts = [encode(observation) for _, encode in (*vectors, *images)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
-
     return Observations(size + channels * height * width, encode, (channels, height, width), mask)
 
 
