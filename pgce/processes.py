@@ -44,11 +44,6 @@ __all__ = [
 ]
 
 
-def _started() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def size() -> int:
     """How many processes train together.
 
@@ -87,7 +82,7 @@ def join(device: str = "auto", timeout: float = 120.0) -> None:
     """
     if not timeout > 0:
         raise ValueError(f"processes wait for each other some seconds: process_timeout is {timeout}")
-    if _started() == 1 or size() > 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or size() > 1:
         return
     import torch
     import torch.distributed as dist
@@ -228,9 +223,8 @@ def gathered(content: bytes) -> list[bytes]:
     dist.all_gather(lengths, length)
     longest = int(torch.stack(lengths).max())
     own = torch.zeros(max(longest, 1), dtype=torch.uint8, device=place)
-    own[: len(content)] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[: len(content)].to(
-        place
-    )
+    if content:
+        own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(place)
     all_ = [torch.empty_like(own) for _ in range(size())]
     dist.all_gather(all_, own)
     return [bytes(each[: int(n)].cpu().numpy()) for each, n in zip(all_, lengths, strict=True)]
@@ -255,9 +249,9 @@ def share(value: Any) -> Any:
         >>> processes.share({"due": True})
         {'due': True}
     """
-    return (
-        value if size() == 1 else json.loads(gathered(json.dumps(value).encode() if rank() == 0 else b"")[0])
-    )
+    if size() == 1:
+        return value
+    return json.loads(gathered(json.dumps(value).encode() if rank() == 0 else b"")[0])
 
 
 def _place() -> Any:
