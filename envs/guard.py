@@ -117,6 +117,13 @@ def step_fault(space: Space[Any], observation: Any, *outcome: Any) -> str | None
     return problem
 
 
+def look(space: Space[Any], *step: Any) -> None:
+    """Refuse what a step gave that is wrong, or an observation."""
+    problem = step_fault(space, *step)
+    if problem is not None:
+        raise _Unsound(problem)
+
+
 def sound_batch(
     space: Space[Any], observations: list[Any], rewards: list[Any], *ends: list[Any]
 ) -> NDArray[Any] | None:
@@ -538,7 +545,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         terminations: list[Any] = []
         truncations: list[Any] = []
         told: dict[int, dict[str, Any]] = {}
-        same = self._same
+        same, space = self._same, self.single_observation_space
         reward: Any
         turns = zip(
             iterate(self.action_space, actions), self.envs, self._autoreset_envs.tolist(), strict=True
@@ -551,7 +558,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                 try:
                     observation, reward, terminated, truncated, info = env.step(action)
                     if same and (terminated or truncated):
-                        self._look(observation, reward, terminated, truncated)
+                        look(space, observation, reward, terminated, truncated)
                 except (Exception, SystemExit) as error:
                     observation, reward, terminated, truncated, info = self._replaced(i, error)
                 if same and (terminated or truncated):
@@ -564,12 +571,11 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             truncations.append(truncated)
             if info:
                 told[i] = info
-        space = self.single_observation_space
         batch = sound_batch(space, observations, rewards, terminations, truncations)
         if batch is None:  # look closer
             for i, step in enumerate(zip(observations, rewards, terminations, truncations, strict=True)):
                 try:
-                    self._look(*step)
+                    look(space, *step)
                 except _Unsound as error:
                     *found, info = self._replaced(i, error)
                     observations[i], rewards[i], terminations[i], truncations[i] = found
@@ -582,11 +588,6 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         ends = np.array([terminations, truncations], np.bool_)
         self._end_step(ends[0] | ends[1])
         return batch, np.array(rewards, np.float64), ends[0], ends[1], self._told_together(told)
-
-    def _look(self, *step: Any) -> None:
-        problem = step_fault(self.single_observation_space, *step)
-        if problem is not None:
-            raise _Unsound(problem)
 
     def _batched(self, observations: list[Any]) -> Any:
         space = self.single_observation_space
@@ -604,7 +605,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
             seed = fresh if seed is None else seed
             try:
                 observation, info = self.envs[i].reset(seed=seed, options=options)
-                self._look(observation)
+                look(self.single_observation_space, observation)
             except (Exception, SystemExit) as error:
                 self._replace(i, error)
                 seed = None

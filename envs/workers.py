@@ -42,10 +42,9 @@ from pgce.envs.guard import (
     _Guarded,
     _told,
     _Trace,
-    _Unsound,
     columns_of,
+    look,
     sound_batch,
-    step_fault,
 )
 from pgce.envs.state import get_state, set_state
 
@@ -557,7 +556,7 @@ class _Environment:
         """What a step gave, and where it ended an episode that is followed at once, the next one's begin."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.same_step and (terminated or truncated):
-            self.look(observation, reward, terminated, truncated)
+            look(self.space, observation, reward, terminated, truncated)
             last = {"final_obs": deepcopy(observation), "final_info": info}  # a reset may reuse its array
             observation, info = self._reset()
             info = {**last, **info}
@@ -565,14 +564,8 @@ class _Environment:
 
     def _reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self.look(observation)
+        look(self.space, observation)
         return observation, info
-
-    def look(self, *step: Any) -> None:
-        """Refuse what a step gave that is wrong, or an observation."""
-        problem = step_fault(self.space, *step)
-        if problem is not None:
-            raise _Unsound(problem)
 
     def show(self, observation: Any, reward: Any, terminated: Any, truncated: Any) -> None:
         """Put a step where the one who asked for it reads it."""
@@ -649,7 +642,7 @@ def _show_all(
         return
     for i, (*step, info) in steps.items():
         try:
-            own[i].look(*step)
+            look(own[i].space, *step)
             own[i].show(*step)
         except Exception as error:
             replies[i] = False, _told(error)
