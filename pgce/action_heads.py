@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.heads import _NO_IGNORED_CLASS, PolicyHead, _class_id_error, _same_device, _widened
+from pgce.heads import Categorical, PolicyHead, _of_ids, _p_and_p_log_p, _same_device, _widened
 
 __all__ = ["Beta", "Joint", "MultiCategorical", "SquashedGaussian"]
 
@@ -96,7 +96,7 @@ class MultiCategorical:
             if target.dtype == torch.bool:
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
             parts = target.split([block.shape[-2] for block in blocks], -1)
-            return _added(_of_ids(block, part) for block, part in zip(blocks, parts, strict=True))
+            return _added(_of_ids(block, part).sum(-1) for block, part in zip(blocks, parts, strict=True))
         if target.shape == logits.shape and target.is_floating_point():
             rows = self._blocks(target.to(blocks[0].dtype))
             return _added(_of_rows(block, row) for block, row in zip(blocks, rows, strict=True))
@@ -125,11 +125,7 @@ class MultiCategorical:
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """p ∘ (log p + H_c), shape (..., ΣK): signed, and its cross-entropy has the gradient of H."""
-        rows = []
-        for block in self._blocks(_widened(logits.detach())):
-            p, p_log_p = _p_and_p_log_p(block)
-            rows.append(p_log_p - p * p_log_p.sum(-1, keepdim=True))
-        return _side_by_side(rows, 2)
+        return _side_by_side([Categorical().entropy_target(block) for block in self._blocks(logits)], 2)
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class ids (..., C) drawn from p, int64, by the exponential race (argmax of p_k / E_k)."""
@@ -143,7 +139,7 @@ class MultiCategorical:
 
     def mean(self, logits: Tensor) -> Tensor:
         """The probabilities p of each component, shape (..., ΣK)."""
-        return _side_by_side([F.softmax(block, -1) for block in self._blocks(_widened(logits))], 2)
+        return _side_by_side([Categorical().mean(block) for block in self._blocks(logits)], 2)
 
     def _blocks(self, flat: Tensor) -> list[Tensor]:
         """(..., ΣK) -> views (..., n, K), one for each run of n neighbours of equal size K."""
@@ -560,28 +556,6 @@ def _added(values: Iterable[Tensor]) -> Tensor:
 def _side_by_side(rows: Sequence[Tensor], axes: int = 1) -> Tensor:
     """Rows whose last `axes` axes are flattened, one after another on the last axis."""
     return torch.cat([row.flatten(-axes) for row in rows], -1)
-
-
-def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = F.log_softmax(logits, -1)
-    p = log_p.exp()
-    return p, p * log_p.masked_fill(p == 0, 0)  # 0 · log 0 is 0
-
-
-def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
-    """−Σ log p(y) of logits (..., n, K) and ids (..., n)."""
-    classes = logits.shape[-1]
-    try:
-        each = F.cross_entropy(
-            logits.reshape(-1, classes),
-            target.reshape(-1).long(),
-            reduction="none",
-            ignore_index=_NO_IGNORED_CLASS,
-        )
-    except IndexError:
-        low, high = (int(edge) for edge in torch.aminmax(target))
-        raise _class_id_error(low, high, classes) from None
-    return each.view(target.shape).sum(-1)
 
 
 def _of_rows(logits: Tensor, target: Tensor) -> Tensor:

@@ -113,20 +113,13 @@ class Categorical:
         Raises:
             ValueError: a shape, type or device that does not fit, or (on CPU) a class id outside 0..K−1.
         """
-        examples, classes = self.examples(logits), logits.shape[-1]
+        examples = self.examples(logits)
         _same_device(logits, target)
         logits = _widened(logits)
         if target.shape == examples and not target.is_floating_point():
             if target.dtype == torch.bool or target.is_complex():
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
-            if logits.ndim != 2:
-                return self.cross_entropy(logits.reshape(-1, classes), target.reshape(-1)).view(examples)
-            try:
-                ids = target if target.dtype == torch.int64 else target.long()
-                return F.cross_entropy(logits, ids, reduction="none", ignore_index=_NO_IGNORED_CLASS)
-            except IndexError:
-                low, high = (int(edge) for edge in torch.aminmax(target))
-                raise _class_id_error(low, high, classes) from None
+            return _of_ids(logits, target)
         if target.shape == logits.shape and target.is_floating_point():
             log_p = F.log_softmax(logits, -1)
             target = target.to(log_p.dtype)
@@ -147,18 +140,14 @@ class Categorical:
 
     def entropy(self, logits: Tensor) -> Tensor:
         """−Σ_k p_k log p_k in nats, shape (...); forbidden classes count 0."""
-        log_p = F.log_softmax(_widened(logits), -1)
-        p = log_p.exp()
-        return -(p * log_p.masked_fill(p == 0, 0)).sum(-1)
+        return -_p_and_p_log_p(_widened(logits))[1].sum(-1)
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """p ∘ (log p + H), shape (..., K): signed, sums to 0, and its cross-entropy has the gradient of H.
 
         (The detached p itself would have gradient zero.)
         """
-        log_p = F.log_softmax(_widened(logits.detach()), -1)
-        p = log_p.exp()
-        p_log_p = p * log_p.masked_fill(p == 0, 0)
+        p, p_log_p = _p_and_p_log_p(_widened(logits.detach()))
         return p_log_p - p * p_log_p.sum(-1, keepdim=True)
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -611,6 +600,12 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
+def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = F.log_softmax(logits, -1)
+    p = log_p.exp()
+    return p, p * log_p.masked_fill(p == 0, 0)  # 0 · log 0 is 0
+
+
 def _without_event(shape: torch.Size, event_dims: int) -> torch.Size:
     if len(shape) < event_dims:
         raise ValueError(
@@ -637,6 +632,18 @@ def _same_device(logits: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"logits and target lie on one device: logits is on {logits.device}, target on {target.device}"
         )
+
+
+def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
+    """−log p(y) of logits (..., K) and class ids (...)."""
+    if logits.ndim != 2:
+        return _of_ids(logits.reshape(-1, logits.shape[-1]), target.reshape(-1)).view(target.shape)
+    try:
+        ids = target if target.dtype == torch.int64 else target.long()
+        return F.cross_entropy(logits, ids, reduction="none", ignore_index=_NO_IGNORED_CLASS)
+    except IndexError:
+        low, high = (int(edge) for edge in torch.aminmax(target))
+        raise _class_id_error(low, high, logits.shape[-1]) from None
 
 
 def _class_id_error(low: int, high: int, classes: int) -> ValueError:
