@@ -95,11 +95,12 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def _tensor(self, X: Array, *, fresh: bool = False) -> Tensor:
         """Inputs in the network's precision, which is a new one's that of the data, as in scikit-learn."""
         network = self.module if fresh else self.module_
+        dtype: torch.dtype | None = torch.float32
         if network is not None:
-            dtypes = [p.dtype for p in network.parameters() if p.is_floating_point()]
-            X = np.require(X, requirements="W")  # torch warns of memory that is not to be written
-            return torch.as_tensor(X, dtype=dtypes[0] if dtypes else torch.float32)
-        dtype = None if resolve_device(self.device).type == "cpu" else torch.float32
+            dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), dtype)
+        elif resolve_device(self.device).type == "cpu":
+            dtype = None
+        # torch warns of memory that is not to be written
         return torch.as_tensor(np.require(X, requirements="W"), dtype=dtype)
 
     def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
@@ -194,6 +195,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         self.module_.load_state_dict(tensors)
         self.module_.to(resolve_device(self.device))
         self.history_ = History()
+
+    def _goes_on(self) -> bool:
+        """Whether `fit` begins with the weights of the last call."""
+        return bool(self.warm_start) and hasattr(self, "module_")
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -298,13 +303,14 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         Raises:
             ValueError: bad values, or rules that exclude each other.
         """
-        X, y = self._checked(X, y, reset=not self._goes_on())
+        goes_on = self._goes_on()
+        X, y = self._checked(X, y, reset=not goes_on)
         weight = self._weights(sample_weight, X)
-        target = self._labels(y, None, known=self._goes_on())
+        target = self._labels(y, None, known=goes_on)
         if validation is not None:
             held_out, labels = self._checked(*validation, reset=False)
             validation = (held_out, self._labels(labels, None, known=True))
-        return self._learn(X, target, weight, fresh=not self._goes_on(), validation=validation, after=after)
+        return self._learn(X, target, weight, fresh=not goes_on, validation=validation, after=after)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Classifier:
         """One pass over this data, from the weights and the optimizer's state of the last call.
@@ -400,9 +406,6 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """What the network's output means."""
         return heads.Bernoulli() if self.multilabel_ else heads.Categorical()
 
-    def _goes_on(self) -> bool:
-        return bool(self.warm_start) and hasattr(self, "module_")
-
     def _labels(self, y: Any, classes: Any, *, known: bool) -> Tensor:
         """Class ids (B,), zeros and ones (B, L), or distributions (B, K); sets `classes_` unless known."""
         if y.ndim == 2 and y.shape[1] == 1:
@@ -471,18 +474,17 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 total = share * weights.per_class(share, {"target": target}, class_weight=class_weight)
             share = share / total.mean()
         data |= {"target": target, "sample_weight": share}
-        mixing = bool(self.mixup or self.cutmix)
-        if mixing and not self.multilabel_:
+        mix = None
+        if self.mixup:
+            mix = partial(targets.mixup, alpha=self.mixup)
+        elif self.cutmix:
+            mix = partial(targets.cutmix, alpha=self.cutmix)
+        if mix is not None and not self.multilabel_:
             # A row that is multiplied by its example's weight mixes the weights as well.
             rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
             data["target"] = rows * share.unsqueeze(1)
             data["sample_weight"] = torch.ones_like(share)
             class_weight = share.new_ones(len(self.classes_)) if class_weight is None else class_weight
-        mix = (
-            partial(targets.mixup, alpha=self.mixup)
-            if self.mixup
-            else partial(targets.cutmix, alpha=self.cutmix)
-        )
         weighs = sample_weight is not None and self.sampler != "weighted"
         rule = self._weight_rule(class_weight, weighs=weighs or class_weight is not None)
         terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
@@ -502,7 +504,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             fresh=fresh,
             epochs=epochs,
             sampler=_SAMPLERS[self.sampler],
-            augment=mix if mixing else None,
+            augment=mix,
             validation=validation,
             **options,
         )
@@ -722,7 +724,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         Raises:
             ValueError: bad values, or rules that exclude each other.
         """
-        goes_on = bool(self.warm_start) and hasattr(self, "module_")
+        goes_on = self._goes_on()
         X, y = self._checked(X, y, reset=not goes_on)
         if validation is not None:
             validation = self._checked(*validation, reset=False)
@@ -767,7 +769,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         target = torch.as_tensor(np.asarray(y, np.float64))
         scores = metrics.regression(target, torch.as_tensor(self.predict(X)))
         inputs = self._tensor(X)
-        scaled = self._in_units(target.reshape(len(target), -1)).to(inputs.dtype)
+        scaled = self._in_units(_rows(y)).to(inputs.dtype)
         return {**evaluate(self._trained(), (inputs, scaled), head=self.head_), **scores}
 
     @property
@@ -792,10 +794,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         if self.head_ == heads.Poisson() and y.min() < 0:
             raise ValueError(f"counts are 0 or more: y holds {y.min():g}")
         weight = self._weights(sample_weight, X)
-        inputs, target = (
-            self._tensor(X, fresh=fresh),
-            torch.as_tensor(np.asarray(y, np.float64).reshape(len(y), -1)),
-        )
+        inputs, target = self._tensor(X, fresh=fresh), _rows(y)
         share = torch.ones(len(target)).double() if weight is None else torch.as_tensor(weight)
         counts = _positive(share)
         inputs, target, share = inputs[counts], target[counts], share[counts]
@@ -810,11 +809,8 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             "sample_weight": (share / share.mean() if epochs is None else share).to(inputs.dtype),
         }
         if validation is not None:
-            held_out = torch.as_tensor(np.asarray(validation[1], np.float64).reshape(len(validation[1]), -1))
-            validation = (
-                torch.as_tensor(validation[0]).to(inputs.dtype),
-                self._in_units(held_out).to(inputs.dtype),
-            )
+            held_out = torch.as_tensor(validation[0]).to(inputs.dtype)
+            validation = held_out, self._in_units(_rows(validation[1])).to(inputs.dtype)
 
         rule = self._weight_rule(weighs=weight is not None)
         terms = {"label": Term(self.head_, weight=rule)}
@@ -866,19 +862,16 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
 
 
 _SAMPLERS = {None: samplers.shuffled, "balanced": samplers.balanced, "weighted": samplers.weighted}
-_OF_ONE_LABEL = (
-    "soft_labels",
-    "confidence",
-    "redraw",
-    "noise",
-    "logit_adjustment",
-    "class_weight",
-    "teacher",
-)
+_OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustment", "class_weight", "teacher"
 
 
 def _is_off(value: Any) -> bool:
     return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
+
+
+def _rows(y: Array) -> Tensor:
+    """Real targets (B,) or (B, D) as rows (B, D)."""
+    return torch.as_tensor(np.asarray(y, np.float64).reshape(len(y), -1))
 
 
 def _positive(share: Tensor) -> Tensor | slice:
