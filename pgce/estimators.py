@@ -127,6 +127,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             raise ValueError(
                 f"partial_fit makes one pass, which has no checkpoints: checkpoints is {self.checkpoints!r}"
             )
+        if epochs is not None and self.schedule != "constant":
+            raise ValueError(
+                f"partial_fit knows of no last pass: schedule is constant, it is {self.schedule!r}"
+            )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         place = resolve_device(self.device)
         if fresh:
@@ -135,19 +139,13 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 self.module_ = self._built(data["input"], outputs)
             self.history_ = History()
         self.module_.to(place)
-        if fresh or not hasattr(self, "_stack"):  # a loaded estimator has no optimizer
-            self._stack = Optimizer(
-                self._trained().parameters(),
-                self.optimizer,
-                learning_rate=self.learning_rate,
-                schedule=self.schedule,
-                warmup_steps=self.warmup_steps,
-                max_grad_norm=self.max_grad_norm,
-                precision=self.precision,
-                ema_decay=self.ema_decay,
-                max_skips=self.max_skips,
-                **(self.optimizer_options or {}),
-            )
+        settings = {name: getattr(self, name) for name in _OF_THE_STACK} | dict(self.optimizer_options or {})
+        if fresh or getattr(self, "_made_with", None) != (self.optimizer, settings):
+            before = None if fresh else getattr(self, "_stack", None)  # a loaded estimator has none
+            stack = Optimizer(self._trained().parameters(), self.optimizer, **settings)
+            if before is not None:
+                stack.load_state_dict(before.state_dict())
+            self._stack, self._made_with = stack, (self.optimizer, settings)
         patience = self.patience if self.early_stopping else None
         if epochs is None and patience is not None and validation is None:
             rows, held_out = self._split(data, seed)
@@ -861,6 +859,9 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         return weights.product(*rules) if rules else weights.one
 
 
+_OF_THE_STACK = (
+    "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay", "max_skips"
+)  # fmt: skip
 _SAMPLERS = {None: samplers.shuffled, "balanced": samplers.balanced, "weighted": samplers.weighted}
 _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustment", "class_weight", "teacher"
 

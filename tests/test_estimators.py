@@ -293,6 +293,23 @@ def test_partial_fit_goes_on_and_warm_start_too():
         estimator.partial_fit(X, np.full(400, 77))
 
 
+def test_settings_that_change_count_when_training_goes_on():
+    X, y = digits()
+    estimator = Classifier(epochs=2, warm_start=True, random_state=0, device="cpu").fit(X, y)
+    before = estimator.predict_proba(X)
+    assert estimator.set_params(learning_rate=1e-12).fit(X, y).history_["learning_rate"][-1] == 1e-12
+    np.testing.assert_allclose(estimator.predict_proba(X), before, atol=1e-6)
+    steps = estimator.history_["steps"]
+    assert steps == sorted(steps)
+    with pytest.raises(CheckpointError, match="the state of 'adam' does not fit the optimizer 'sgd'"):
+        estimator.set_params(optimizer="sgd").fit(X, y)
+    assert estimator.set_params(optimizer="adam").fit(X, y).history_["steps"][-1] > steps[-1]
+    with pytest.raises(
+        ValueError, match="partial_fit knows of no last pass: schedule is constant, it is 'cos"
+    ):
+        Classifier(schedule="cosine").partial_fit(X, y, classes=range(10))
+
+
 def test_copied_estimators_go_on():
     X, y = digits()
     one = Classifier(random_state=0, device="cpu").partial_fit(X, y, classes=range(10))
