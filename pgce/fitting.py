@@ -6,9 +6,9 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class History:
             training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
             of a classifier "accuracy", each example as it was before its update, "learning_rate" and
             "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
-            and what `metrics` gives.
+            "val_{name}_loss" of each further term, and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
         stopped: why training ended: "epochs", "patience" or "after".
 
@@ -113,10 +113,11 @@ def fit(
         weight: the column with w, or a rule (cross_entropy, batch) -> w, such as `weights.one`. None is
             "sample_weight" where the data have it and the sampler does not draw by it, else 1.
         terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
-            the first.
+            the first; of the others it tells the mean cross-entropy, if their target is a column.
         sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
         augment: (inputs, targets, generator) -> both changed, such as `targets.mixup`; before each step.
         validation: held-out data, evaluated after every epoch, with the averaged weights if there are any.
+            They are scored, and `augment` changes, the column that `target` names; "target" if it is a rule.
         metrics: further numbers of the validation data, such as `pgce.metrics.classification`.
         patience: epochs without a better `monitor` after which training stops. The best weights are kept.
         monitor: the column of the history to watch.
@@ -204,6 +205,7 @@ def fit(
     for name, term in terms.items():
         check_type(f"the term {name}", term, Term)
     name, main = next(iter(terms.items()))
+    column = main.target if isinstance(main.target, str) else "target"
     _warn_of_double_correction(sampler, main.weight)
     if isinstance(optimizer, Optimizer):
         stack = optimizer
@@ -224,16 +226,22 @@ def fit(
     _check(model, terms, first, "data")
     if held_out is not None:
         tested = _first(held_out, place, "validation")
-        _check(model, {name: Term(main.head, output=main.output)}, tested, "validation")
+        scored = {name: replace(main, target=column, weight=one)} | {
+            other: replace(term, weight=one)
+            for other, term in terms.items()
+            if isinstance(term.target, str) and term.target in tested.columns
+        }
+        _check(model, scored, tested, "validation")
         if patience is not None:
-            scores = evaluate(model, held_out, head=main.head, output=main.output, metrics=metrics)
+            scores = _scores(model, held_out, scored, metrics)
             known = {"loss", *(f"val_{key}" for key in scores)}
             if monitor not in known:
                 raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
             watched = monitor.removeprefix("val_")
-            if mode == "auto" and watched not in LOWER_IS_BETTER | HIGHER_IS_BETTER:
+            lower = LOWER_IS_BETTER | {f"{other}_loss" for other in scored}
+            if mode == "auto" and watched not in lower | HIGHER_IS_BETTER:
                 raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
-            least = mode == "min" or (mode == "auto" and watched in LOWER_IS_BETTER)
+            least = mode == "min" or (mode == "auto" and watched in lower)
     if compile:
         model.compile()
     history = History()
@@ -265,7 +273,7 @@ def fit(
             if ranks > 1:  # every process takes its rows
                 rows = len(batch)
                 batch = batch.rows(torch.arange(processes.rank(), rows, ranks, device=place))
-            yield batch if augment is None else _augmented(batch, augment, augmenting)
+            yield batch if augment is None else _augmented(batch, column, augment, augmenting)
 
     def record(reports: dict[str, Report]) -> bool:
         nonlocal skipped, judged
@@ -310,7 +318,7 @@ def fit(
         stop: bool | None = False
         with stack.averaged():
             if held_out is not None:
-                scores = evaluate(model, held_out, head=main.head, output=main.output, metrics=metrics)
+                scores = _scores(model, held_out, scored, metrics)
                 row |= {f"val_{k}": v for k, v in scores.items()}
             history.epochs.append(row)
             if patience is not None:
@@ -404,6 +412,7 @@ def evaluate(
     data: Data,
     *,
     head: Head | None = None,
+    target: str = "target",
     output: str | int | None = None,
     metrics: Metrics | None = None,
     batch_size: int = 4096,
@@ -414,9 +423,13 @@ def evaluate(
         model: in evaluation mode for the time of the call.
         data: as `fit` takes it.
         head: what the logits mean; None is `Categorical()`.
+        target: the column with y.
         output: key of the model's output to read; None where it has only one.
         metrics: (target, the head's mean) -> numbers, such as `pgce.metrics.classification`.
         batch_size: examples that go through the model at once.
+
+    Raises:
+        ValueError: data without that column, or that don't fit the model or the head.
 
     Example:
         >>> import torch, pgce
@@ -425,13 +438,8 @@ def evaluate(
         >>> pgce.evaluate(model, (torch.eye(2), torch.tensor([0, 0])))["accuracy"]
         0.5
     """
-    head = Categorical() if head is None else head
-    logits, target = _outputs(model, data, output, batch_size)
-    loss = objective(head.cross_entropy(logits, target), None, len(target))
-    scores = {"loss": loss.item()}
-    if isinstance(plain(head), Categorical) and not target.is_floating_point():
-        scores["accuracy"] = (head.mode(logits) == target).double().mean().item()
-    return scores if metrics is None else {**scores, **metrics(target, head.mean(logits))}
+    term = Term(Categorical() if head is None else head, target, output=output)
+    return _scores(model, data, {"label": term}, metrics, batch_size)
 
 
 def predict(
@@ -459,7 +467,8 @@ def predict(
         tensor([0, 1])
     """
     head = Categorical() if head is None else head
-    return head.mode(_outputs(model, _only(inputs), output, batch_size)[0]).cpu()
+    ((logits, _),) = _outputs(model, _only(inputs), [(output, None)], batch_size)
+    return head.mode(logits).cpu()
 
 
 def predict_proba(
@@ -488,7 +497,8 @@ def predict_proba(
                 [0.5000, 0.5000]])
     """
     head = Categorical() if head is None else head
-    return head.mean(_outputs(model, _only(inputs), output, batch_size)[0]).cpu()
+    ((logits, _),) = _outputs(model, _only(inputs), [(output, None)], batch_size)
+    return head.mean(logits).cpu()
 
 
 def _only(inputs: Array | Data) -> Data:
@@ -497,20 +507,56 @@ def _only(inputs: Array | Data) -> Data:
     return Batch(as_tensor(whole), {}) if arrays else whole
 
 
+def _scores(
+    model: nn.Module,
+    data: Data,
+    terms: Mapping[str, Term],
+    metrics: Metrics | None,
+    batch_size: int = 4096,
+) -> dict[str, float]:
+    """What `evaluate` says by the first term, and "{name}_loss" of each other; targets are columns."""
+    (main, *others), wanted = terms.values(), [(term.output, str(term.target)) for term in terms.values()]
+    (logits, target), *rest = _outputs(model, data, wanted, batch_size)
+    scores = {"loss": _mean_cross_entropy(main.head, logits, target)}
+    if isinstance(plain(main.head), Categorical) and not target.is_floating_point():
+        scores["accuracy"] = (main.head.mode(logits) == target).double().mean().item()
+    for name, other, found in zip([*terms][1:], others, rest, strict=True):
+        scores[f"{name}_loss"] = _mean_cross_entropy(other.head, *found)
+    return scores if metrics is None else {**scores, **metrics(target, main.head.mean(logits))}
+
+
+def _mean_cross_entropy(head: Head, logits: Tensor, target: Tensor) -> float:
+    return objective(head.cross_entropy(logits, target), None, len(target)).item()
+
+
 def _outputs(
-    model: nn.Module, data: Data, output: str | int | None, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Logits and, where there are any, targets of all examples, in evaluation mode and without gradient."""
+    model: nn.Module,
+    data: Data,
+    wanted: Sequence[tuple[str | int | None, str | None]],
+    batch_size: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Logits and targets of all examples, for each (output, column) wanted; no targets where that is None.
+
+    In evaluation mode, without gradient, and in one pass.
+    """
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
-    logits: list[Tensor] = []
-    targets: list[Tensor] = []
+    found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in wanted]
     source = as_source(data, place, batch_size)
     with _evaluating(model), fast_products(_multiplications(model, source, batch_size)):
         for batch in pieces(source, place, batch_size):
-            found = _one_of(model(batch.input), output)
-            logits.append(found if batch.mask is None else found[batch.mask])
-            targets.append(batch.counted().columns.get("target", torch.empty(0)))
-    return torch.cat(logits), torch.cat(targets)
+            outputs, examples = model(batch.input), batch.counted()
+            for (output, column), (logits, targets) in zip(wanted, found, strict=True):
+                read = _one_of(outputs, output)
+                logits.append(read if batch.mask is None else read[batch.mask])
+                targets.append(torch.empty(0) if column is None else _column(examples, column))
+    return [(torch.cat(logits), torch.cat(targets)) for logits, targets in found]
+
+
+def _column(batch: Batch, name: str, rule: str = "a target is the name of a column") -> Tensor:
+    """A column; where there is none of that name, an error that begins with the rule."""
+    if name not in batch.columns:
+        raise ValueError(f"{rule}: it is {name!r}, the columns are {', '.join(batch.columns) or 'none'}")
+    return batch[name]
 
 
 @contextmanager
@@ -587,9 +633,12 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
             for term in terms.values():
                 logits = _one_of(outputs, term.output)
                 logits = logits if row.mask is None else logits[row.mask]
-                y = seen_row[term.target] if isinstance(term.target, str) else term.target(logits, seen_row)
+                if isinstance(term.target, str):
+                    y, every = _column(seen_row, term.target), counted[term.target]
+                else:
+                    y = every = term.target(logits, seen_row)
                 check_type("what a rule gives for targets", y, Tensor)
-                term.head.check(logits, counted[term.target] if isinstance(term.target, str) else y)
+                term.head.check(logits, every)
                 cross_entropy = term.head.cross_entropy(logits, y)
                 rule = term.weight
                 seen = seen_row.with_columns(logits=logits, y=y)
@@ -624,13 +673,14 @@ def _drawn_by(sampler: object) -> str | None:
 
 def _augmented(
     batch: Batch,
+    column: str,
     augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
     generator: torch.Generator,
 ) -> Batch:
     if isinstance(batch.input, dict):
         raise ValueError("augmentation takes inputs that are one tensor: they are a dict")
-    inputs, target = augment(batch.input, batch["target"], generator)
-    return Batch(inputs, {**batch.columns, "target": target}, batch.mask)
+    inputs, target = augment(batch.input, batch[column], generator)
+    return Batch(inputs, {**batch.columns, column: target}, batch.mask)
 
 
 def _best(values: list[float], *, least: bool) -> int:

@@ -505,6 +505,102 @@ def test_a_metric_of_one_s_own_has_a_direction_and_is_logged(tmp_path):
     assert [e.value for e in events.Scalars("eval/own/wrong")] == pytest.approx(history["val_wrong"])
 
 
+class TwoHeads(nn.Module):
+    """Of (B, 3): which of two classes, and a value."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.label, self.value = nn.Linear(3, 2), nn.Linear(3, 1)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return {"label": self.label(x), "value": self.value(x).squeeze(-1)}
+
+
+def labels_and_values(rows=200):
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    return pgce.Batch(x, {"target": (x[:, 0] > 0).long(), "value": 100 + x[:, 1]})
+
+
+TERMS = {
+    "value": pgce.Term(Gaussian(), target="value", output="value"),
+    "label": pgce.Term(Categorical(), output="label"),
+    "soft": pgce.Term(Categorical(), target=lambda z, batch: (z / 2).softmax(-1), output="label"),
+}
+TOLD = {"epochs": 3, "learning_rate": 0.05, "device": "cpu"}
+
+
+def test_held_out_data_are_scored_by_the_column_of_each_term():
+    data, model = labels_and_values(), TwoHeads()
+    history = pgce.fit(model, data, terms=TERMS, validation=data, **TOLD)
+    value = pgce.evaluate(model, data, head=Gaussian(), target="value", output="value")
+    label = pgce.evaluate(model, data, output="label")
+    last = history.epochs[-1]
+    assert value["loss"] == pytest.approx(
+        F.gaussian_nll_loss(model(data.input)["value"], data["value"], torch.ones(200), full=True).item()
+    )
+    assert {name: x for name, x in last.items() if name.startswith("val_")} == pytest.approx(
+        {"val_loss": value["loss"], "val_label_loss": label["loss"]}
+    )
+
+
+def test_held_out_data_go_through_the_model_once_for_all_terms():
+    data, model = labels_and_values(), TwoHeads()
+    pgce.fit(model, data, terms=TERMS, batch_size=200, **TOLD)
+    alone, model.calls = model.calls, 0
+    pgce.fit(model, data, terms=TERMS, batch_size=200, validation=data, **TOLD)
+    assert model.calls == alone + TOLD["epochs"] + 1  # and once before the first step
+
+
+def test_a_further_term_can_be_watched():
+    data = labels_and_values()
+    how = {**TOLD, "terms": TERMS, "validation": data, "patience": 2, "epochs": 4}
+    history = pgce.fit(TwoHeads(), data, monitor="val_label_loss", **how)
+    assert history.best_epoch == 1 + int(np.argmin(history["val_label_loss"]))
+
+
+def test_a_further_term_is_scored_where_the_held_out_data_have_its_target():
+    data = labels_and_values()
+    held_out = pgce.Batch(data.input, {"value": data["value"]})
+    history = pgce.fit(TwoHeads(), data, terms=TERMS, validation=held_out, **TOLD)
+    assert {name for name in history.epochs[0] if name.startswith("val_")} == {"val_loss"}
+
+
+def test_early_stopping_looks_at_the_column_that_target_names():
+    data = labels_and_values()
+    model = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    history = pgce.fit(
+        model, data, head=Gaussian(), target="value", validation=data, patience=3, epochs=300,
+        learning_rate=1.0, device="cpu",
+    )  # fmt: skip
+    assert min(history["val_loss"]) == pytest.approx(0.5 * math.log(2 * math.pi), abs=1e-3)
+    assert pgce.evaluate(model, data, head=Gaussian(), target="value")["loss"] == min(history["val_loss"])
+
+
+@pytest.mark.parametrize("target", ["label", lambda logits, batch: batch["label"]], ids=["column", "rule"])
+def test_a_column_that_is_to_be_scored_is_there(target):
+    inputs, labels = digits()
+    named, other = pgce.Batch(inputs, {"label": labels}), pgce.Batch(inputs, {"class": labels, "n": labels})
+    model = network(0)
+    wanted = target if isinstance(target, str) else "target"
+    told = f"a target is the name of a column: it is '{wanted}', the columns are class, n"
+    with pytest.raises(ValueError, match=f"validation: {told}"):
+        pgce.fit(model, named, target=target, validation=other, device="cpu")
+    assert torch.equal(parameters(model), parameters(network(0)))
+    with pytest.raises(ValueError, match=told):
+        pgce.evaluate(model, other, target=wanted)
+
+
+def test_augmentation_changes_the_column_that_target_names():
+    inputs, labels = digits()
+    data = pgce.Batch(inputs, {"row": one_hot(labels, 10, DOUBLE), "target": labels})
+    seen = []
+    fitted(data, target="row", augment=mixup, after=lambda row, report: seen.append(report.target))
+    assert not torch.equal(seen[0], seen[0].round())
+
+
 def test_an_unknown_value_is_never_the_best():
     from pgce.fitting import _best
 
