@@ -11,21 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pgce.trainer import Batch
+from pgce.trainer import Batch, Input
 
-__all__ = ["Array", "Data", "as_batch", "as_source", "as_tensor", "pieces"]
+__all__ = ["Array", "Data", "Inputs", "as_batch", "as_source", "as_tensor", "pieces"]
 
 Array = Tensor | NDArray[Any]
+Inputs = Array | Mapping[str, Array]
+"""What the model is called with: one array, or several by name."""
 Data = (
     Batch
-    | Mapping[str, Array]
-    | tuple[Array, Array]
-    | tuple[Array, Array, Array]
+    | Mapping[str, Inputs]
+    | tuple[Inputs, Array]
+    | tuple[Inputs, Array, Array]
     | Dataset[Any]
     | DataLoader[Any]
 )
 """(inputs, targets) or (inputs, targets, sample_weight); a mapping with "input" and columns; a `Batch`; or
-torch's Dataset or DataLoader of such tuples or mappings."""
+torch's Dataset of such tuples or mappings, or its DataLoader of these, or of a `Batch` each. Inputs are an
+array, or a mapping of arrays."""
 
 _COLUMNS = ("input", "target", "sample_weight")
 
@@ -63,6 +66,8 @@ def as_batch(data: Any, device: torch.device | None = None) -> Batch:
         >>> from pgce.data import as_batch
         >>> as_batch((np.zeros((5, 3)), np.arange(5)))["target"]
         tensor([0, 1, 2, 3, 4])
+        >>> as_batch({"input": {"age": np.arange(2), "height": np.ones(2)}, "target": np.zeros(2)}).input
+        {'age': tensor([0, 1]), 'height': tensor([1., 1.])}
     """
     device = device or torch.device("cpu")
     if isinstance(data, TensorDataset):
@@ -76,8 +81,8 @@ def as_batch(data: Any, device: torch.device | None = None) -> Batch:
     if isinstance(data, Mapping):
         if "input" not in data:
             raise ValueError(f'data by name have an "input": there are {", ".join(map(repr, data))}')
-        columns = {name: as_tensor(array) for name, array in data.items()}
-        data = Batch(columns.pop("input"), columns)
+        columns = {name: as_tensor(array) for name, array in data.items() if name != "input"}
+        data = Batch(_as_input(data["input"]), columns)
     if not isinstance(data, Batch):
         raise TypeError(
             "data are (inputs, targets), a mapping with both, a Batch, a Dataset or a DataLoader: "
@@ -94,6 +99,16 @@ def as_batch(data: Any, device: torch.device | None = None) -> Batch:
     )
     columns = {name: column.to(device) for name, column in data.columns.items()}
     return Batch(moved, columns, None if data.mask is None else data.mask.to(device))
+
+
+def _as_input(inputs: Inputs) -> Input:
+    if not isinstance(inputs, Mapping):
+        return as_tensor(inputs)
+    named = {name: as_tensor(array) for name, array in inputs.items()}
+    shapes = {name: tuple(values.shape) for name, values in named.items()}
+    if len({shape[:1] for shape in shapes.values()}) != 1:
+        raise ValueError(f"inputs by name have one row an example each: their shapes are {shapes}")
+    return named
 
 
 def as_source(

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from pgce import dashboards, processes
 from pgce.checkpoint import Checkpoints, check_like
 from pgce.choices import OptimizerName, Precision, Schedule, check_type, check_types
-from pgce.data import Array, Data, as_source, as_tensor, pieces
+from pgce.data import Data, Inputs, as_source, pieces
 from pgce.heads import Categorical, Head, plain
 from pgce.logger import TAGS, Logger, due
 from pgce.machine import fast_products
@@ -106,8 +106,10 @@ def fit(
 
     Args:
         model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
-        data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a Dataset or a
-            DataLoader of such; or a `Batch`. What lies in memory moves to the device as a whole.
+        data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a mapping with
+            "input" and columns by name; a Dataset or a DataLoader of such; or a `Batch`, which a DataLoader
+            may yield too. Inputs may be a mapping of arrays, with which the model is then called. What lies
+            in memory moves to the device as a whole.
         head: what the logits mean; None is `Categorical()`.
         target: the column with y, or a rule (logits, batch) -> y.
         weight: the column with w, or a rule (cross_entropy, batch) -> w, such as `weights.one`. None is
@@ -444,7 +446,7 @@ def evaluate(
 
 def predict(
     model: nn.Module,
-    inputs: Array | Data,
+    inputs: Inputs | Data,
     *,
     head: Head | None = None,
     output: str | int | None = None,
@@ -454,7 +456,8 @@ def predict(
 
     Args:
         model: in evaluation mode for the time of the call.
-        inputs: an array or tensor (B, ...); or data as `fit` takes it.
+        inputs: an array or tensor (B, ...), or a mapping of such; or data as `fit` takes it (a mapping with
+            "input").
         head: what the logits mean; None is `Categorical()`.
         output: key of the model's output to read; None where it has only one.
         batch_size: examples that go through the model at once.
@@ -473,7 +476,7 @@ def predict(
 
 def predict_proba(
     model: nn.Module,
-    inputs: Array | Data,
+    inputs: Inputs | Data,
     *,
     head: Head | None = None,
     output: str | int | None = None,
@@ -483,7 +486,8 @@ def predict_proba(
 
     Args:
         model: as the other arguments, those of `predict`.
-        inputs: an array or tensor (B, ...); or data as `fit` takes it.
+        inputs: an array or tensor (B, ...), or a mapping of such; or data as `fit` takes it (a mapping with
+            "input").
         head: what the logits mean; None is `Categorical()`.
         output: key of the model's output to read; None where it has only one.
         batch_size: examples that go through the model at once.
@@ -501,10 +505,11 @@ def predict_proba(
     return head.mean(logits).cpu()
 
 
-def _only(inputs: Array | Data) -> Data:
+def _only(inputs: Inputs | Data) -> Data:
     whole: Any = inputs
     arrays = isinstance(whole, Tensor) or hasattr(whole, "__array__")  # as a DataFrame has it
-    return Batch(as_tensor(whole), {}) if arrays else whole
+    named = isinstance(whole, Mapping) and "input" not in whole
+    return {"input": whole} if arrays or named else whole
 
 
 def _scores(

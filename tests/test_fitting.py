@@ -505,6 +505,75 @@ def test_a_metric_of_one_s_own_has_a_direction_and_is_logged(tmp_path):
     assert [e.value for e in events.Scalars("eval/own/wrong")] == pytest.approx(history["val_wrong"])
 
 
+class Halves(nn.Module):
+    """Digits, whose upper and lower half it is given by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = network(0)
+
+    def forward(self, x):
+        return self.whole(torch.cat([x["upper"], x["lower"]], 1))
+
+
+def halves(inputs):
+    return {"upper": inputs[:, :32], "lower": inputs[:, 32:]}
+
+
+class Rows(Dataset[object]):
+    """Rows of inputs by name, as a tuple or a mapping."""
+
+    def __init__(self, inputs, labels, form):
+        self.data, self.form = (halves(inputs), labels), form
+
+    def __len__(self):
+        return len(self.data[1])
+
+    def __getitem__(self, i):
+        inputs, label = {name: values[i] for name, values in self.data[0].items()}, self.data[1][i]
+        return (inputs, label) if self.form == "tuple" else {"input": inputs, "target": label}
+
+
+def test_inputs_by_name_train_as_one_tensor_does():
+    inputs, labels = digits()
+    named, whole = halves(inputs), fitted(batch_size=2000)[0]
+    several = [Rows(inputs, labels, form) for form in ("tuple", "mapping")]
+    for data in (
+        (named, labels),
+        {"input": named, "target": labels},
+        *several,
+        *(DataLoader(rows, batch_size=2000) for rows in several),
+        DataLoader([pgce.Batch(named, {"target": labels})], batch_size=None),
+    ):
+        model = Halves()
+        pgce.fit(model, data, validation=data, batch_size=2000, epochs=1, device="cpu")
+        torch.testing.assert_close(parameters(model), whole, rtol=0, atol=1e-10)
+
+
+def test_inputs_by_name_are_predicted():
+    inputs, labels = digits()
+    named, model = halves(inputs), Halves()
+    assert torch.equal(pgce.predict(model, named), pgce.predict(model.whole, inputs))
+    assert torch.equal(pgce.predict(model, {"input": named}), pgce.predict(model.whole, inputs))
+    p = pgce.predict_proba(model, DataLoader(Rows(inputs, labels, "mapping"), batch_size=100))
+    torch.testing.assert_close(p, pgce.predict_proba(model, named))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"upper": X[:, :32], "lower": X[:5, 32:]}, r"\{'upper': \(6, 32\), 'lower': \(5, 32\)\}"),
+        ({}, r"\{\}"),
+    ],
+)
+def test_inputs_by_name_have_as_many_rows(inputs, told):
+    rule = "inputs by name have one row an example each: their shapes are"
+    with pytest.raises(ValueError, match=f"{rule} {told}"):
+        pgce.fit(Halves(), (inputs, Y), device="cpu")
+    with pytest.raises(ValueError, match=f"{rule} {told}"):
+        pgce.predict(Halves(), inputs)
+
+
 class TwoHeads(nn.Module):
     """Of (B, 3): which of two classes, and a value."""
 
