@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 
 Mode = Literal["auto", "min", "max"]
+
+_SETTINGS = "schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay"  # of an optimizer stack
 
 
 @dataclass
@@ -128,8 +131,8 @@ def fit(
         epochs: passes over the data.
         batch_size: examples a step; the last batch of an epoch may be smaller.
         micro_batch_size: examples that go through the model at once, if fewer than a batch (less memory).
-        optimizer: by name, as the next eight: see `pgce.optimizer.Optimizer`. Or an optimizer stack, which
-            goes on from its state.
+        optimizer: by name, as the next seven and `options`: see `pgce.optimizer.Optimizer`. Or an optimizer
+            stack of the model's parameters, with settings of its own, which goes on from its state.
         learning_rate: step size.
         schedule: of the learning rate over all epochs.
         warmup_steps: updates until the learning rate is whole.
@@ -145,9 +148,9 @@ def fit(
         log: folder to write TensorBoard events into; or a logger, or a function that makes one, called when
             all is checked.
         checkpoints: folder to save everything in, once a minute and at the end of an epoch; where it holds a
-            checkpoint of the same data and settings, training goes on from that exactly as if it had
-            not been stopped (a DataLoader with a generator of its own starts that anew). Or a function that
-            tells, called after `log`.
+            checkpoint of the same data, settings, and names and coefficients of terms, training goes on from
+            that exactly as if it had not been stopped (a DataLoader with a generator of its own starts that
+            anew). Or a function that tells, called after `log`.
         after: called after every epoch with its row of the history and the report of its last whole batch;
             True ends training.
         options: what torch's optimizer of that name takes.
@@ -210,6 +213,7 @@ def fit(
     column = main.target if isinstance(main.target, str) else "target"
     _warn_of_double_correction(sampler, main.weight)
     if isinstance(optimizer, Optimizer):
+        _check_stack(optimizer, model, settings)
         stack = optimizer
     else:
         stack = Optimizer(
@@ -387,8 +391,8 @@ def fit(
     if isinstance(checkpoints, (str, Path)):
         of = {"data": _digest(source)} if isinstance(source, Batch) else {}
         of |= {"batch_size": batch_size, "optimizer": stack.name, "learning_rate": stack.base_learning_rate}
-        for setting in ("schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay"):
-            of[setting] = getattr(stack, setting)
+        of |= {setting: getattr(stack, setting) for setting in _SETTINGS}
+        of["terms"] = {each: float(term.coefficient) for each, term in terms.items()}
     if checkpoints is not None:
         keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
@@ -653,6 +657,23 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(values.shape)) for values in inputs)
         raise ValueError(f"{name}: the model does not take inputs of shape {shapes}: {error}") from error
+
+
+def _check_stack(stack: Optimizer, model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Refuse a stack of another model, and settings of `fit` beside it, which has its own."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if foreign := sum(id(parameter) not in own for parameter in stack._parameters):
+        raise ValueError(
+            "an optimizer stack is of the model's parameters: "
+            f"{foreign} of its {len(stack._parameters)} are not"
+        )
+    usual = signature(fit).parameters
+    names = ("learning_rate", *_SETTINGS, "max_skips")
+    given = {name: settings[name] for name in names if settings[name] != usual[name].default}
+    given |= settings["options"]
+    if given:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"an optimizer stack has settings of its own: {name} is {value!r} beside it")
 
 
 def _warn_of_double_correction(sampler: object, weight: str | Rule) -> None:

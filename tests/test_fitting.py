@@ -429,6 +429,41 @@ def test_fit_refuses_before_the_first_step(data, options, message):
         assert torch.equal(a, b)
 
 
+def test_a_stack_of_another_model_is_refused():
+    model, other = network(0), network(1)
+    told = "an optimizer stack is of the model's parameters: 4 of its 4 are not"
+    with pytest.raises(ValueError, match=told):
+        pgce.fit(model, (X, Y), optimizer=pgce.optimizer.Optimizer(other.parameters()), device="cpu")
+
+
+def test_a_stack_may_be_of_a_part_of_the_model():
+    model = network(0)
+    stack = pgce.optimizer.Optimizer(model[2].parameters())
+    pgce.fit(model, (X, Y), optimizer=stack, epochs=1, device="cpu")
+    assert torch.equal(model[0].weight, network(0)[0].weight)
+    assert not torch.equal(model[2].weight, network(0)[2].weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_skips": 3, "learning_rate": 0.1}, "learning_rate is 0.1"),
+        ({"schedule": "cosine"}, "schedule is 'cosine'"),
+        ({"warmup_steps": 5}, "warmup_steps is 5"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm is 1.0"),
+        ({"precision": "bfloat16"}, "precision is 'bfloat16'"),
+        ({"ema_decay": 0.9}, "ema_decay is 0.9"),
+        ({"max_skips": 3}, "max_skips is 3"),
+        ({"momentum": 0.9}, "momentum is 0.9"),
+    ],
+)
+def test_settings_that_a_stack_would_not_obey_are_refused(settings, told):
+    model = network(0)
+    stack = pgce.optimizer.Optimizer(model.parameters(), "sgd")
+    with pytest.raises(ValueError, match=f"an optimizer stack has settings of its own: {told} beside it"):
+        pgce.fit(model, (X, Y), optimizer=stack, device="cpu", **settings)
+
+
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="momentun"):
         pgce.fit(network(0), (X, Y), optimizer="sgd", momentun=0.9, device="cpu")
@@ -684,6 +719,11 @@ def test_an_unknown_value_is_never_the_best():
         ({"batch_size": 7}, "batch_size 50 -> 7"),
         ({"schedule": "linear"}, "schedule constant -> linear"),
         ({"data": (digits()[0], digits()[1].flip(0))}, "data [0-9a-f]{16} -> [0-9a-f]{16}"),
+        (
+            {"terms": {"label": pgce.Term(Categorical(), coefficient=0.5)}},
+            "terms {'label': 1.0} -> {'label': 0.5}",
+        ),
+        ({"terms": {"class": pgce.Term(Categorical())}}, "terms {'label': 1.0} -> {'class': 1.0}"),
     ],
 )
 def test_a_checkpoint_goes_on_with_what_it_is_of(tmp_path, changed, told):
