@@ -116,7 +116,8 @@ def fit(
         head: what the logits mean; None is `Categorical()`.
         target: the column with y, or a rule (logits, batch) -> y.
         weight: the column with w, or a rule (cross_entropy, batch) -> w, such as `weights.one`. None is
-            "sample_weight" where the data have it and the sampler does not draw by it, else 1.
+            "sample_weight" where the data have it and the sampler does not draw by it, else 1. A rule or
+            terms that read no "sample_weight" of the data are warned of.
         terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
             the first; of the others it tells the mean cross-entropy, if their target is a column.
         sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
@@ -229,7 +230,9 @@ def fit(
             **options,
         )
     trainer = Trainer(model, terms, stack, micro_batch_size)
-    _check(model, terms, first, "data")
+    read = _check(model, terms, first, "data")
+    if weight is not one:  # or it is told that all weigh the same
+        _warn_of_unread_weights(first, read, sampler)
     if held_out is not None:
         tested = _first(held_out, place, "validation")
         scored = {name: replace(main, target=column, weight=one)} | {
@@ -619,8 +622,11 @@ def _one_of(outputs: Any, name: str | int | None) -> Tensor:
     )
 
 
-def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str) -> None:
-    """One row through model, heads and rules, and all values in memory: errors before the first step."""
+def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str) -> set[str]:
+    """Two rows through model, heads and rules, and all values in memory: errors before the first step.
+
+    Of two rows a rule may take the standard deviation. Returns the names of the columns that terms read.
+    """
     inputs = batch.input.values() if isinstance(batch.input, dict) else [batch.input]
     counted = batch.counted()
     for values in (*inputs, *counted.columns.values()):
@@ -634,29 +640,66 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
                 f"{name}: inputs and model are of one dtype: inputs are {values.dtype}, "
                 f"the model is {expected.pop()}"
             )
-    row = batch.rows(slice(1))
-    seen_row = row.counted()
+    rows = batch.rows(slice(2))
+    examples = rows.counted()
+    read: set[str] = set()
     try:
         with _evaluating(model):
-            outputs = model(row.input)
-            for term in terms.values():
+            outputs = model(rows.input)
+            for label, term in terms.items():
                 logits = _one_of(outputs, term.output)
-                logits = logits if row.mask is None else logits[row.mask]
-                if isinstance(term.target, str):
-                    y, every = _column(seen_row, term.target), counted[term.target]
-                else:
-                    y = every = term.target(logits, seen_row)
-                check_type("what a rule gives for targets", y, Tensor)
-                term.head.check(logits, every)
-                cross_entropy = term.head.cross_entropy(logits, y)
-                rule = term.weight
-                seen = seen_row.with_columns(logits=logits, y=y)
-                weighted(cross_entropy, seen[rule] if isinstance(rule, str) else rule(cross_entropy, seen))
+                logits = logits if rows.mask is None else logits[rows.mask]
+                _check_term(label, term, logits, examples, counted, read)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(values.shape)) for values in inputs)
         raise ValueError(f"{name}: the model does not take inputs of shape {shapes}: {error}") from error
+    return read
+
+
+def _check_term(name: str, term: Term, logits: Tensor, batch: Batch, whole: Batch, read: set[str]) -> None:
+    """Target and weight of a few rows, and targets as a whole; `read` takes the names of columns read."""
+    seen, rule = _noting(batch, read), term.weight
+    y = _column(seen, term.target) if isinstance(term.target, str) else term.target(logits, seen)
+    check_type("what a rule gives for targets", y, Tensor)
+    term.head.check(logits, whole[term.target] if isinstance(term.target, str) else y)
+    cross_entropy = term.head.cross_entropy(logits, y)
+    if isinstance(rule, str):
+        what = "a weight is the name of a column, or a function such as pgce.weights.focal"
+        weight: Tensor | None = _column(seen, rule, what)
+    else:
+        weight = rule(cross_entropy, _noting(batch.with_columns(logits=logits, y=y), read))
+    weighted(cross_entropy, weight)
+    if weight is not None and not weight.isfinite().all():
+        value = weight[~weight.isfinite()][0].item()
+        raise ValueError(f"weights are finite: the term {name!r} has one that is {value}")
+
+
+class _Noting(Mapping[str, Tensor]):
+    """Columns, and in `read` the names of those that somebody looked for."""
+
+    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+        self._columns = columns
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+def _noting(batch: Batch, read: set[str]) -> Batch:
+    """The batch, which adds to `read` the names of columns that are looked for."""
+    columns = _Noting(batch.columns)
+    noting = Batch(batch.input, columns)  # which looks at all
+    columns.read = read
+    return noting
 
 
 def _check_stack(stack: Optimizer, model: nn.Module, settings: Mapping[str, Any]) -> None:
@@ -685,6 +728,20 @@ def _warn_of_double_correction(sampler: object, weight: str | Rule) -> None:
         warnings.warn(
             "examples are sampled and weighted by the same thing, which corrects it twice: "
             "leave out the sampler or the weight",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_unread_weights(batch: Batch, read: set[str], sampler: object) -> None:
+    """Weights of examples that no rule asked for, though they say something."""
+    share = batch.columns.get("sample_weight")
+    if share is None or "sample_weight" in read or _drawn_by(sampler) == "sample_weight":
+        return
+    if bool((share != 1).any()):
+        warnings.warn(
+            'sample_weight is given and no term reads it: say weight="sample_weight", in a product with '
+            'other rules pgce.weights.product("sample_weight", rule), or leave it out',
             UserWarning,
             stacklevel=3,
         )

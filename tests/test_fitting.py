@@ -419,6 +419,33 @@ X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)
         ((X, Y), {"ema_decay": 1.0}, "it is 1.0"),
         ((X, Y), {"terms": {"a": pgce.Term(Categorical())}, "head": Gaussian()}, "give one or the other"),
         ((np.array([["a"]]), np.array([0])), {}, "data are numbers: the array has dtype <U1"),
+        (
+            (X, Y),
+            {"weight": "focal"},
+            "data: a weight is the name of a column, or a function such as pgce.weights.focal: "
+            "it is 'focal', the columns are target",
+        ),
+        (
+            {"input": X, "label": Y, "n": Y},
+            {},
+            "data: a target is the name of a column: it is 'target', the columns are label, n",
+        ),
+        ((X, Y), {"weight": "y"}, "it is 'y', the columns are target"),
+        (
+            (X, Y),
+            {"weight": lambda h, b: h * math.nan},
+            "data: weights are finite: the term 'label' has one that is nan",
+        ),
+        (
+            (X, Y),
+            {
+                "terms": {
+                    "a": pgce.Term(Categorical()),
+                    "b": pgce.Term(Categorical(), weight=lambda h, b: h / 0),
+                }
+            },
+            "the term 'b' has one that is inf",
+        ),
     ],
 )
 def test_fit_refuses_before_the_first_step(data, options, message):
@@ -485,6 +512,52 @@ def test_a_third_part_of_the_data_weighs_unless_told_otherwise():
         fitted(data, sampler=weighted)[1]["loss"]
         == fitted(data, sampler=weighted, weight=pgce.weights.one)[1]["loss"]
     )
+
+
+def of_columns(cross_entropy, batch):
+    return batch.columns.get("sample_weight", torch.ones_like(cross_entropy))
+
+
+@pytest.mark.parametrize(
+    ("how", "warns"),
+    [
+        ({"weight": focal}, True),
+        ({"weight": "other"}, True),
+        ({"terms": {"label": pgce.Term(Categorical())}}, True),
+        ({}, False),
+        ({"weight": pgce.weights.one}, False),
+        ({"weight": product(focal, "sample_weight")}, False),
+        ({"weight": of_columns}, False),
+        ({"weight": focal, "sampler": weighted}, False),
+        ({"terms": {"label": pgce.Term(Categorical(), target=lambda z, b: b["target"])}}, True),
+        (
+            {
+                "terms": {
+                    "label": pgce.Term(Categorical()),
+                    "soft": pgce.Term(Categorical(), target=lambda z, b: z * b["sample_weight"].unsqueeze(1)),
+                }
+            },
+            False,
+        ),
+    ],
+)
+def test_weights_of_examples_that_no_term_reads_are_warned_of(how, warns, recwarn):
+    share = torch.linspace(0.5, 1.5, 6, dtype=DOUBLE)
+    fitted(pgce.Batch(X, {"target": Y, "sample_weight": share, "other": share}), **how)
+    told = [
+        str(w.message) for w in recwarn.list if "sample_weight is given and no term reads" in str(w.message)
+    ]
+    assert len(told) == warns
+    recwarn.clear()
+    fitted(pgce.Batch(X, {"target": Y, "sample_weight": torch.ones_like(share), "other": share}), **how)
+    assert not recwarn.list
+
+
+def test_a_rule_may_take_the_deviation_of_a_batch():
+    def whitened(cross_entropy, batch):
+        return (cross_entropy - cross_entropy.mean()) / cross_entropy.std()
+
+    assert math.isfinite(fitted((X, Y), weight=whitened)[1]["loss"][0])
 
 
 class Steps(nn.Module):
