@@ -24,7 +24,7 @@ from pgce.choices import Activation, OptimizerName, Schedule, check_types
 from pgce.fitting import History, evaluate, fit, predict_proba
 from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
-from pgce.optimizer import Optimizer, resolve_device
+from pgce.optimizer import SETTINGS, Optimizer, resolve_device
 from pgce.recipes import (
     ClassificationRules,
     ClassWeight,
@@ -139,7 +139,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 self.module_ = self._built(data["input"], outputs)
             self.history_ = History()
         self.module_.to(place)
-        settings = {name: getattr(self, name) for name in _OF_THE_STACK} | dict(self.optimizer_options or {})
+        settings = {name: getattr(self, name) for name in SETTINGS} | dict(self.optimizer_options or {})
         if fresh or getattr(self, "_made_with", None) != (self.optimizer, settings):
             before = None if fresh else getattr(self, "_stack", None)  # a loaded estimator has none
             stack = Optimizer(self._trained().parameters(), self.optimizer, **settings)
@@ -859,9 +859,6 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         return weights.product(*rules) if rules else weights.one
 
 
-_OF_THE_STACK = (
-    "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay", "max_skips"
-)  # fmt: skip
 _SAMPLERS = {None: samplers.shuffled, "balanced": samplers.balanced, "weighted": samplers.weighted}
 _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustment", "class_weight", "teacher"
 

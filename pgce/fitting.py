@@ -26,7 +26,7 @@ from pgce.logger import TAGS, Logger, due
 from pgce.machine import fast_products
 from pgce.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, factors, right
 from pgce.objective import objective, weighted
-from pgce.optimizer import Optimizer, resolve_device
+from pgce.optimizer import SETTINGS, Optimizer, resolve_device
 from pgce.samplers import balanced, shuffled
 from pgce.samplers import weighted as weighted_sampler
 from pgce.trainer import Batch, Report, Rule, TargetRule, Term, Trainer, train
@@ -39,8 +39,6 @@ Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 
 
 Mode = Literal["auto", "min", "max"]
-
-_SETTINGS = "schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay"  # of an optimizer stack
 
 
 @dataclass
@@ -218,16 +216,7 @@ def fit(
         stack = optimizer
     else:
         stack = Optimizer(
-            model.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            max_grad_norm=max_grad_norm,
-            precision=precision,
-            ema_decay=ema_decay,
-            max_skips=max_skips,
-            **options,
+            model.parameters(), optimizer, **{name: settings[name] for name in SETTINGS}, **options
         )
     trainer = Trainer(model, terms, stack, micro_batch_size)
     read = _check(model, terms, first, "data")
@@ -394,7 +383,7 @@ def fit(
     if isinstance(checkpoints, (str, Path)):
         of = {"data": _digest(source)} if isinstance(source, Batch) else {}
         of |= {"batch_size": batch_size, "optimizer": stack.name, "learning_rate": stack.base_learning_rate}
-        of |= {setting: getattr(stack, setting) for setting in _SETTINGS}
+        of |= {name: getattr(stack, name) for name in SETTINGS if name not in ("learning_rate", "max_skips")}
         of["terms"] = {each: float(term.coefficient) for each, term in terms.items()}
     if checkpoints is not None:
         keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
@@ -660,7 +649,7 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
 
 def _check_term(name: str, term: Term, logits: Tensor, batch: Batch, whole: Batch, read: set[str]) -> None:
     """Target and weight of a few rows, and targets as a whole; `read` takes the names of columns read."""
-    seen, rule = _noting(batch, read), term.weight
+    seen, rule = Batch(batch.input, _Noting(batch.columns, read)), term.weight
     y = _column(seen, term.target) if isinstance(term.target, str) else term.target(logits, seen)
     check_type("what a rule gives for targets", y, Tensor)
     term.head.check(logits, whole[term.target] if isinstance(term.target, str) else y)
@@ -669,37 +658,27 @@ def _check_term(name: str, term: Term, logits: Tensor, batch: Batch, whole: Batc
         what = "a weight is the name of a column, or a function such as pgce.weights.focal"
         weight: Tensor | None = _column(seen, rule, what)
     else:
-        weight = rule(cross_entropy, _noting(batch.with_columns(logits=logits, y=y), read))
+        known = _Noting(batch.with_columns(logits=logits, y=y).columns, read)
+        weight = rule(cross_entropy, Batch(batch.input, known))
     weighted(cross_entropy, weight)
     if weight is not None and not weight.isfinite().all():
         value = weight[~weight.isfinite()][0].item()
         raise ValueError(f"weights are finite: the term {name!r} has one that is {value}")
 
 
-class _Noting(Mapping[str, Tensor]):
-    """Columns, and in `read` the names of those that somebody looked for."""
+class _Noting(dict[str, Tensor]):
+    """Columns; `read` takes the names of those that somebody looked for."""
 
-    def __init__(self, columns: Mapping[str, Tensor]) -> None:
-        self._columns = columns
-        self.read: set[str] = set()
+    def __init__(self, columns: Mapping[str, Tensor], read: set[str]) -> None:
+        super().__init__(columns)
+        self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
-        self.read.add(name)
-        return self._columns[name]
+        self._read.add(name)
+        return super().__getitem__(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-
-def _noting(batch: Batch, read: set[str]) -> Batch:
-    """The batch, which adds to `read` the names of columns that are looked for."""
-    columns = _Noting(batch.columns)
-    noting = Batch(batch.input, columns)  # which looks at all
-    columns.read = read
-    return noting
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
 
 
 def _check_stack(stack: Optimizer, model: nn.Module, settings: Mapping[str, Any]) -> None:
@@ -711,8 +690,7 @@ def _check_stack(stack: Optimizer, model: nn.Module, settings: Mapping[str, Any]
             f"{foreign} of its {len(stack._parameters)} are not"
         )
     usual = signature(fit).parameters
-    names = ("learning_rate", *_SETTINGS, "max_skips")
-    given = {name: settings[name] for name in names if settings[name] != usual[name].default}
+    given = {name: settings[name] for name in SETTINGS if settings[name] != usual[name].default}
     given |= settings["options"]
     if given:
         name, value = next(iter(given.items()))

@@ -16,7 +16,10 @@ from pgce.checkpoint import CheckpointError, check_like
 from pgce.choices import OptimizerName, Precision, Schedule, check_type, check_types
 from pgce.tapes import Tape
 
-__all__ = ["Optimizer", "resolve_device", "schedule_factor"]
+__all__ = ["SETTINGS", "Optimizer", "resolve_device", "schedule_factor"]
+
+SETTINGS = "learning_rate", "schedule", "warmup_steps", "max_grad_norm", "precision", "ema_decay", "max_skips"
+"""Of a stack, beside the algorithm's name and options."""
 
 
 class _Plain(torch.optim.Optimizer):
