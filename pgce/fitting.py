@@ -678,7 +678,8 @@ class _Noting(dict[str, Tensor]):
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        self._read.add(name)
+        return super().get(name, default)
 
 
 def _check_stack(stack: Optimizer, model: nn.Module, settings: Mapping[str, Any]) -> None:
