@@ -114,8 +114,8 @@ def fit(
         head: what the logits mean; None is `Categorical()`.
         target: the column with y, or a rule (logits, batch) -> y.
         weight: the column with w, or a rule (cross_entropy, batch) -> w, such as `weights.one`. None is
-            "sample_weight" where the data have it and the sampler does not draw by it, else 1. A rule or
-            terms that read no "sample_weight" of the data are warned of.
+            "sample_weight" where the data have it and the sampler does not draw by it, else 1. Of data with
+            a "sample_weight" that neither `weight` nor `terms` read, it is warned.
         terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
             the first; of the others it tells the mean cross-entropy, if their target is a column.
         sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
@@ -516,7 +516,8 @@ def _scores(
     batch_size: int = 4096,
 ) -> dict[str, float]:
     """What `evaluate` says by the first term, and "{name}_loss" of each other; targets are columns."""
-    (main, *others), wanted = terms.values(), [(term.output, str(term.target)) for term in terms.values()]
+    main, *others = terms.values()
+    wanted = [(term.output, str(term.target)) for term in terms.values()]
     (logits, target), *rest = _outputs(model, data, wanted, batch_size)
     scores = {"loss": _mean_cross_entropy(main.head, logits, target)}
     if isinstance(plain(main.head), Categorical) and not target.is_floating_point():
