@@ -227,9 +227,10 @@ class Agent(Learner):
                     f"what falls over the run is a number above 0: {name} is {getattr(self, name)}"
                 )
         last = max(0.0, 1 - self.num_envs * self.num_steps / self.total_timesteps)
-        settings: dict[str, Any] = {**self.scheduled(last), "schedules": {}}
+        then = copy.copy(self)
+        vars(then).update(self.scheduled(last), schedules={})
         try:
-            dataclasses.replace(self, **settings).check()
+            then.check()
         except ValueError as error:
             raise ValueError(f"in the last round, by schedules: {error}") from None
 
@@ -718,7 +719,7 @@ class _Training:
         done = self.batch
         while True:
             self.epoch, self.batch = self.shuffle.get_state(), 0
-            for batch in agent.batches(examples, self.shuffle):
+            for batch in self.current.batches(examples, self.shuffle):
                 self.batch += 1
                 if self.batch <= done:
                     continue

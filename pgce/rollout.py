@@ -146,7 +146,12 @@ class Rollout:
         """The T · N rows as a batch with column "action" and those given, each (T, N, ...).
 
         Of a policy with memory the N sequences of T steps, each a row, with a mask (N, T).
+
+        Raises:
+            ValueError: a column is no tensor, or of another shape.
         """
+        for name, column in columns.items():
+            self._check(name, column)
         columns = {"action": self.action, **columns}
         laid = {name: self._laid(column) for name, column in columns.items()}
         return Batch(self._input(len(self.reward)), laid, self._laid(self.valid))
@@ -160,6 +165,12 @@ class Rollout:
         """The rollout whose `state_dict` that was."""
         placed: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
         return cls(head=head, **placed)
+
+    def _check(self, name: str, column: object) -> None:
+        shape = tuple(self.valid.shape)
+        if not isinstance(column, Tensor) or column.shape[:2] != shape:
+            told = f"has shape {tuple(column.shape)}" if isinstance(column, Tensor) else f"is of type {type(column).__name__}"
+            raise ValueError(f"a column is a tensor (T, N, ...), here {shape}: {name!r} {told}")
 
     def _input(self, steps: int) -> Input:
         """What a network is called with, of the first observations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import pgce.envs
 from pgce.envs.guard import EnvironmentFault
 from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
+from pgce.policies import actor_critic
 from pgce.rollout import Collector, evaluate
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
@@ -311,3 +313,22 @@ def test_the_policy_s_weights_are_those_of_now():
         torch.testing.assert_close(rollout.logits, logits)
         assert not rollout.logits.is_inference()
         assert not rollout.action.is_inference()
+
+
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_columns_are_tensors_of_steps_and_environments(memory):
+    """(N, T) has as many numbers as (T, N): they would weigh other actions."""
+    envs = pgce.envs.make("CartPole-v1", 4)
+    policy = actor_critic(pgce.agents.PPO(memory=memory), envs).policy
+    rollout = Collector(envs, policy, 6, seed=0).collect()
+    assert rollout.batch({"advantage": rollout.reward, "two": torch.zeros(6, 4, 2)}).count
+    for column, told in (
+        (rollout.reward.T, "has shape (4, 6)"),
+        (rollout.reward.flatten(), "has shape (24,)"),
+        (rollout.reward.sum(), "has shape ()"),
+        (rollout.reward.numpy(), "is of type ndarray"),
+        (None, "is of type NoneType"),
+    ):
+        message = f"a column is a tensor (T, N, ...), here (6, 4): 'advantage' {told}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            rollout.batch({"advantage": column})
