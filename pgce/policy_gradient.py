@@ -310,6 +310,16 @@ class Agent(Learner):
         """Whether a round ends after this step; None never does."""
         return None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What else than settings the agent keeps from round to round, for checkpoints: tensors, plain data.
+
+        Each process has its own.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave, tensors on the CPU, in a run that is resumed."""
+
     def standardised(
         self, advantage: Tensor, returns: Tensor, valid: Tensor, *, center: bool = True
     ) -> Tensor:
@@ -534,6 +544,7 @@ class _Training:
         self.seen: Tensor | None = None  # observations that the normaliser is still to take in
         self.steps, self.round, self.stopped = 0, 0, "budget"
         self.values: dict[str, float] = {}  # what was logged last
+        self.unsaved: list[str] = []  # what the checkpoint that is gone on from lacks
         self.epoch, self.batch = (
             self.shuffle.get_state(),
             0,
@@ -565,7 +576,23 @@ class _Training:
         )
         if self.run.attempt > 1:
             how = f"at {self.steps:,} {self.unit}, the {self.run.attempt}. attempt"
-            self.run.say(resumes=f"{how}; {_LEVELS[self.level]}")
+            self.run.say(resumes=f"{how}; {self._exactness}")
+
+    @property
+    def _exactness(self) -> str:
+        """In words, how exactly a run goes on that is resumed."""
+        if not self.unsaved:
+            return _LEVELS[self.level]
+        how = "" if self.level == "exact" else f"{_LEVELS[self.level]}, and "
+        kind = type(self.agent).__name__
+        return f"{how}without {', '.join(self.unsaved)}, which {kind}.state_dict does not give"
+
+    def _unsaved(self) -> list[str]:
+        """What an agent keeps beside its settings, if it does not say what of it is to be saved."""
+        if type(self.current).state_dict is not Agent.state_dict:
+            return []
+        settings = {field.name for field in dataclasses.fields(self.agent)}
+        return sorted(vars(self.current).keys() - settings - _GIVEN)
 
     @cached_property
     def level(self) -> str:
@@ -598,6 +625,8 @@ class _Training:
             "random": torch.get_rng_state(),
             "evaluation": self.evaluation.state_dict(),
             "level": self.level,
+            "agent": self.current.state_dict(),
+            "unsaved": self._unsaved(),
             "scale": None if self.model.reward_scale is None else self.model.reward_scale.running,
         }
 
@@ -626,6 +655,8 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
+        self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
+        self.unsaved = state.get("unsaved", [])
         self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
 
@@ -873,8 +904,11 @@ def _shown(values: Mapping[str, float]) -> str:
 
 _PATIENCE = 5.0  # seconds that an evaluation has after a signal to stop
 
-_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale"
+_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent"
 """Keys of a training's state that differ between processes."""
+
+_GIVEN = {"arrays"}
+"""What `BC.train` adds to the settings: whoever resumes a run gives it again."""
 
 
 class _Evaluation:
