@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgce import agents, envs, heads, metrics, returns, samplers, targets, weights
 from pgce.checkpoint import load_model
-from pgce.flags import from_config, nearest
+from pgce.flags import from_config, home_of, nearest
 from pgce.records import Record
 from pgce.saving import load
 from pgce.trainer import Report
@@ -113,7 +113,10 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     from pgce.rollout import Collector
     from pgce.trainer import Trainer, train
 
-    kind = {each.lower(): getattr(agents, each) for each in agents.__all__}[record.learner]
+    kind = {each.lower(): getattr(agents, each) for each in agents.__all__}.get(record.learner)
+    home = record.config.get("class", record.learner)  # which older runs do not tell
+    if kind is None or home not in (record.learner, home_of(kind)):
+        raise ValueError(f"runs of pgce's own agents are explained: {record.path} is of {home}")
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
     agent.check()
     with closing(envs.make(agent.env_id, max(8, agent.group_size), **agent.env_options)) as many:

@@ -8,15 +8,17 @@ import difflib
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-__all__ = ["from_config", "nearest", "pairs", "parse", "words_of"]
+__all__ = ["from_config", "home_of", "nearest", "pairs", "parse", "program_of", "words_of"]
 
 T = TypeVar("T")
 
@@ -91,17 +93,59 @@ def from_config(kind: type[T], file: str | Path) -> T:
     path = path / "config.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_bytes())
-        learner = content.pop("learner", kind.__name__.lower())
+        learner, own = content.pop("learner", kind.__name__.lower()), home_of(kind)
+        home = content.pop("class", own)  # which older runs do not tell
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if learner != kind.__name__.lower():
         raise ValueError(f"{path} has settings of {learner}: these are of {kind.__name__.lower()}")
+    if home != own:
+        raise ValueError(f"{path} has settings of the class {home}: these are of {own}")
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    content.pop("own_model", None)
     unknown = sorted(content.keys() - known)
     if unknown:
         raise ValueError(f"{path} has settings that {learner} does not: {', '.join(unknown)}")
     kept = {name: value for name, value in content.items() if name not in _NOT_KEPT}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+
+def home_of(kind: type[Any]) -> str:
+    """Where a class is, "module:Class"; of a script the module that it would be imported as.
+
+    Example:
+        >>> from pgce.agents import PPO
+        >>> from pgce.flags import home_of
+        >>> home_of(PPO)
+        'pgce.agents.ppo:PPO'
+    """
+    *_, program = program_of(kind)
+    module = Path(program).stem if program.endswith(".py") else program
+    return f"{module}:{kind.__qualname__}"
+
+
+def program_of(kind: type[Any]) -> list[str]:
+    """The first words of a command line that runs the file of a class: python -m module, or python file.py.
+
+    Example:
+        >>> from pgce.agents import PPO
+        >>> from pgce.flags import program_of
+        >>> program_of(PPO)
+        ['python', '-m', 'pgce.agents.ppo']
+    """
+    module = kind.__module__
+    if module in ("__main__", "__mp_main__"):  # the second in processes that were started
+        main, spec = sys.modules[module], sys.modules[module].__spec__
+        file = Path(getattr(main, "__file__", "__main__.py"))  # which a notebook has not
+        if spec is None and file.resolve().parent != _agents():
+            return ["python", os.path.relpath(file)]
+        module = f"pgce.agents.{file.stem}" if spec is None else spec.name
+    return ["python", "-m", module]
+
+
+def _agents() -> Path:
+    """The folder of the package's own agents, which are scripts too."""
+    return Path(import_module("pgce.agents").__path__[0]).resolve()
 
 
 def pairs(words: Sequence[str]) -> dict[str, Any]:

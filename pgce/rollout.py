@@ -167,10 +167,12 @@ class Rollout:
         return cls(head=head, **placed)
 
     def _check(self, name: str, column: object) -> None:
+        if not isinstance(column, Tensor):
+            raise ValueError(f"a column is a tensor: {name!r} is of type {type(column).__name__}")
         shape = tuple(self.valid.shape)
-        if not isinstance(column, Tensor) or column.shape[:2] != shape:
-            told = f"has shape {tuple(column.shape)}" if isinstance(column, Tensor) else f"is of type {type(column).__name__}"
-            raise ValueError(f"a column is a tensor (T, N, ...), here {shape}: {name!r} {told}")
+        if column.shape[:2] != shape:
+            told = f"{name!r} has shape {tuple(column.shape)}"
+            raise ValueError(f"a column has shape (T, N, ...), here {shape}: {told}")
 
     def _input(self, steps: int) -> Input:
         """What a network is called with, of the first observations."""

@@ -26,7 +26,7 @@ import numpy as np
 from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_types
 from pgce.envs.guard import EnvironmentFault
-from pgce.flags import from_config, parse, words_of
+from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
 from pgce.records import SCORES, Record
 
@@ -119,9 +119,14 @@ class Learner:
         """Name of the learner, as its file is called."""
         return type(self).__name__.lower()
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a run's config.json holds: the settings, and before them whose they are."""
+        return {"learner": self.learner, "class": home_of(type(self)), **dataclasses.asdict(self)}
+
     def command(self) -> str:
         """The command line that repeats this run: every setting that is not the default."""
-        words = ["python", "-m", f"pgce.agents.{self.learner}"]
+        words = program_of(type(self))
         defaults = self.defaults()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -260,13 +265,13 @@ class Run:
         self._lock = Lock(self.path)
         attempts = self._resumed()
         self.attempt = len(attempts) + 1
-        config = dataclasses.asdict(settings)
-        self.write("config.json", {"learner": settings.learner, **config})
+        self.write("config.json", settings.configuration)
         self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
         found = self.checkpoints.found
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
+        config = dataclasses.asdict(settings)
         shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
         self.logger = Logger(self.path if settings.track else None, shown, began if attempts else None, also)
         if not attempts:
@@ -288,9 +293,9 @@ class Run:
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
             self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
             return []
-        config = {"learner": settings.learner, **dataclasses.asdict(settings)}
-        now = {**json.loads(json.dumps(config)), **_versions()}
-        before = {**self._read("config.json", {}), **self._read("versions.json", {})}
+        now = {**json.loads(json.dumps(settings.configuration)), **_versions()}
+        older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
+        before = {**older, **self._read("config.json", {}), **self._read("versions.json", {})}
         found = {name: change for name, change in differences(before, now).items() if name not in _MAY_CHANGE}
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
 import pgce
+from pgce import explaining
 from pgce.agents import BC, PPO
+from pgce.command import main as command_line
+from pgce.flags import from_config
 
 QUICK = {"quiet": True, "device": "cpu", "stop_at_threshold": False, "eval_episodes": 4}
 SMALL = {**QUICK, "num_envs": 4, "num_steps": 16}
@@ -98,3 +106,77 @@ def test_what_an_agent_keeps_is_saved_or_named_when_it_is_resumed(tmp_path, caps
     assert "2. attempt; without rounds, total, which Remembering.state_dict does not give" in said
     stopped_and_resumed(PPO, tmp_path / "settings alone")
     assert "exactly as if it had not been stopped" in capsys.readouterr().out
+
+
+SCRIPT = '''
+from dataclasses import dataclass
+import pgce.agents.ppo
+from pgce.run import main
+
+@dataclass(kw_only=True)
+class PPO(pgce.agents.ppo.PPO):
+    """An agent with the name of another."""
+
+    def weight(self):
+        return lambda cross_entropy, batch: -batch["advantage"]
+
+class Plus(PPO):
+    """An agent with a name of its own."""
+
+if __name__ == "__main__":
+    main({kind}, None)
+'''
+FLAGS = "--env-id CartPole-v1 -n 128 --num-envs 4 --num-steps 16 --eval-episodes 4 --quiet --no-track"
+
+
+def by_script(kind, folder, *flags):
+    """A run of a script in a folder."""
+    (folder / f"{kind.lower()}_of_mine.py").write_text(SCRIPT.replace("{kind}", kind))
+    words = [sys.executable, f"{kind.lower()}_of_mine.py", *FLAGS.split(), *flags]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "it"
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("PPO", []), ("PPO", ["--seeds", "1", "2", "--jobs", "2"]), ("Plus", [])]
+)
+def test_an_agent_of_ones_own_is_not_taken_for_another(kind, more, tmp_path, monkeypatch, capsys):
+    run = by_script(kind, tmp_path, "--run", "it", *more)
+    run = run.with_name("it-1") if more else run
+    file = f"{kind.lower()}_of_mine"
+    assert json.loads((run / "config.json").read_text())["class"] == f"{file}:{kind}"
+    command = shlex.split((run / "command.txt").read_text())
+    assert command[:2] == ["python", f"{file}.py"]
+    monkeypatch.chdir(tmp_path)
+    settings = PPO(**{**SMALL, "run": run.name, "total_timesteps": 128, "track": False})
+    if kind == "PPO":
+        with pytest.raises(ValueError, match=f"class '{file}:PPO' -> 'pgce.agents.ppo:PPO'"):
+            settings.train()
+        with pytest.raises(ValueError, match=f"of the class {file}:PPO: these are of pgce.agents.ppo:PPO"):
+            from_config(PPO, run)
+    with pytest.raises(SystemExit) as caught:
+        command_line(["explain", str(run)])
+    assert caught.value.code == 2
+    assert f"runs of pgce's own agents are explained: {run} is of {file}:{kind}" in capsys.readouterr().err
+    observation = np.zeros(4, np.float32)
+    assert pgce.load(run).act(observation) in (0, 1), "which its networks do"
+    if not more:  # it goes on by its command, and by the class once imported
+        done = subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        monkeypatch.syspath_prepend(tmp_path)
+        own = from_config(getattr(importlib.import_module(file), kind), run)
+        assert own.command().startswith(f"python -m {file} ")
+        assert replace(own, run="it").train().attempt == 3
+
+
+def test_the_class_of_an_older_run_is_not_asked_for(tmp_path):
+    settings = PPO(**SMALL, run="it", runs_dir=str(tmp_path), total_timesteps=128)
+    file = settings.train().path / "config.json"
+    config = json.loads(file.read_text())
+    del config["class"]
+    file.write_text(json.dumps(config))
+    assert settings.train().attempt == 2
+    file.write_text(json.dumps(config))
+    assert from_config(PPO, file).num_envs == 4
+    assert "w · (p − y)" in explaining.run(file.parent)

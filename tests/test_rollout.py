@@ -322,13 +322,13 @@ def test_columns_are_tensors_of_steps_and_environments(memory):
     policy = actor_critic(pgce.agents.PPO(memory=memory), envs).policy
     rollout = Collector(envs, policy, 6, seed=0).collect()
     assert rollout.batch({"advantage": rollout.reward, "two": torch.zeros(6, 4, 2)}).count
-    for column, told in (
-        (rollout.reward.T, "has shape (4, 6)"),
-        (rollout.reward.flatten(), "has shape (24,)"),
-        (rollout.reward.sum(), "has shape ()"),
-        (rollout.reward.numpy(), "is of type ndarray"),
-        (None, "is of type NoneType"),
+    shape = "a column has shape (T, N, ...), here (6, 4): 'advantage' has shape "
+    for column, message in (
+        (rollout.reward.T, f"{shape}(4, 6)"),
+        (rollout.reward.flatten(), f"{shape}(24,)"),
+        (rollout.reward.sum(), f"{shape}()"),
+        (rollout.reward.numpy(), "a column is a tensor: 'advantage' is of type ndarray"),
+        (None, "'advantage' is of type NoneType"),
     ):
-        message = f"a column is a tensor (T, N, ...), here (6, 4): 'advantage' {told}"
         with pytest.raises(ValueError, match=re.escape(message)):
             rollout.batch({"advantage": column})
