@@ -109,7 +109,6 @@ def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
 
 def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     """What an agent's policy term sees of a rollout."""
-    from pgce.policies import actor_critic
     from pgce.rollout import Collector
     from pgce.trainer import Trainer, train
 
@@ -120,7 +119,7 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
     agent.check()
     with closing(envs.make(agent.env_id, max(8, agent.group_size), **agent.env_options)) as many:
-        model = actor_critic(agent, many)
+        model = agent.build_model(many)
         model.load_state_dict(load_model(record.path))
         generator = torch.Generator().manual_seed(agent.seed)
         collector = Collector(

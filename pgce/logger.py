@@ -67,6 +67,9 @@ TAGS = {
     "train/accuracy": "share of the epoch's examples classified right, each before its update",
     "train/entropy": "mean entropy of the policy, in nats",
     "train/value_loss": "the value term of the objective",
+    "train/entropy_loss": "the entropy term of the objective",
+    "train/{name}_loss": "another term of the objective, by its name",
+    "train/own": "numbers that an agent's own `metrics` gives of a step's reports, as train/own/{name}",
     "train/explained_variance": "1 − Var(return − value)/Var(return): 1 is perfect",
     "train/approx_kl": "mean ρ − 1 − log ρ of the last step, in nats; ρ the ratio to the policy that acted",
     "train/clip_fraction": "share of the last step's actions whose weight the clip set to 0",
@@ -402,7 +405,8 @@ def _forget(file: Path, step: int) -> None:
 
 
 def _defined(tag: str) -> None:
-    if tag not in TAGS and not tag.startswith("eval/own/"):
+    own = tag.startswith(("eval/own/", "train/own/")) or (tag.startswith("train/") and tag.endswith("_loss"))
+    if tag not in TAGS and not own:
         raise KeyError(f"every tag is defined in pgce.logger.TAGS: {tag!r} is not")
 
 

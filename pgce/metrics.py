@@ -110,7 +110,8 @@ def rows(report: Report, head: Head, number: int) -> dict[str, Tensor]:
 def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[str, float]:
     """What an agent logs of one step, by tag: the objective, its factors, and what its terms tell.
 
-    The factors are those of the first term; terms "policy" and "value" add numbers of their own.
+    The factors are those of the first term; terms "policy" and "value" add numbers of their own, and all
+    but the policy their loss.
 
     Args:
         reports: of one step, by term.
@@ -134,8 +135,9 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
         values["train/entropy"] = entropy(reports["policy"], cast("PolicyHead", head))
     if "policy" in reports and "cross_entropy" in reports["policy"].batch.columns:
         values |= policy_change(reports["policy"])
+    losses = {f"train/{name}_loss": each.loss.item() for name, each in reports.items() if name != "policy"}
+    values |= losses
     if "value" in reports:
-        values["train/value_loss"] = reports["value"].loss.item()
         values["train/explained_variance"] = explained_variance(reports["value"])
     return values
 

@@ -167,6 +167,12 @@ class Agent(Learner):
         return dataclasses.replace(self.preset(self.env_id), env_id=type(self).env_id)
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """What a run's config.json holds: also whether the networks are the agent's own."""
+        own = type(self).build_model is not Agent.build_model
+        return {**super().configuration, "own_model": own}
+
+    @property
     def critic(self) -> bool:
         """Whether a value is learned beside the policy."""
         return False
@@ -275,9 +281,26 @@ class Agent(Learner):
         """What the value is learned from: a column, or a rule."""
         return "return"
 
+    def build_model(self, envs: Envs) -> ActorCritic:
+        """The networks, with fresh weights; `pgce.policies.actor_critic` tells what environments say of them.
+
+        One of one's own is a module with
+
+        - `forward(x)`: the outputs by name, "policy" (logits), "value" if there is one, (B,), and those that
+          further terms read;
+        - `policy` and `value`: modules that give one of them, the value or None where there is none;
+        - `normalize` and `reward_scale`: None, or as in `pgce.networks.ActorCritic`.
+
+        x is (B, D), as `pgce.spaces.observations` encodes observations. `pgce.load(run, agent=...)` takes the
+        class, which makes the networks of a run again.
+        """
+        from pgce.policies import actor_critic
+
+        return actor_critic(self, envs)
+
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The rollout as a batch, with the columns that the terms read."""
-        raise NotImplementedError
+        raise ValueError(f"an agent has a method prepare(rollout, model): {type(self).__name__} has none")
 
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterable[Batch]:
         """The steps of one round; one step on the whole batch unless the learner says otherwise."""
@@ -309,6 +332,10 @@ class Agent(Learner):
     def stop(self, reports: Reports) -> bool | None:
         """Whether a round ends after this step; None never does."""
         return None
+
+    def metrics(self, reports: Reports) -> Mapping[str, float]:
+        """Numbers to log as train/own/{name}, of the last step of a round that is logged."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What else than settings the agent keeps from round to round, for checkpoints: tensors, plain data.
@@ -493,7 +520,6 @@ class _Training:
         import torch
 
         from pgce.optimizer import resolve_device
-        from pgce.policies import actor_critic
         from pgce.rollout import Collector
         from pgce.spaces import actions
         from pgce.trainer import Trainer
@@ -512,7 +538,7 @@ class _Training:
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
         torch.manual_seed(seeds[0])
-        self.model = actor_critic(agent, train_envs).to(device)
+        self.model = self.current.build_model(train_envs).to(device)
         if agent.init is not None:
             begin_from(Path(agent.init), self.model)
         self.acting = self.current.acting(self.model).to(device)
@@ -530,7 +556,7 @@ class _Training:
             raise ValueError(
                 f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
             )
-        memory = 0 if self.model.torso is None else self.model.torso.state_size
+        memory = getattr(self.model.policy, "state_size", 0)
         if self.collector.state_size != memory or (memory and self.examples is not None):
             raise ValueError(
                 "an agent with a memory learns from what it does itself: another policy acts here"
@@ -867,6 +893,7 @@ class _Training:
         run, optimizer = self.run, self.trainer.optimizer
         values = {
             **metrics.summary(reports, self.trainer.terms),
+            **{f"train/own/{name}": float(value) for name, value in self.current.metrics(reports).items()},
             "train/learning_rate": optimizer.learning_rate,
             "train/grad_norm": optimizer.grad_norm,
             "train/skipped": optimizer.skipped,

@@ -18,6 +18,7 @@ from pgce.trained import TrainedAgent
 
 if TYPE_CHECKING:
     from pgce.estimators import Classifier, Regressor
+    from pgce.policy_gradient import Agent
 
 __all__ = ["load", "save"]
 
@@ -86,13 +87,18 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
 
 
 def load(
-    folder: str | Path, *, module: nn.Module | None = None, allow_import: bool = False
+    folder: str | Path,
+    *,
+    module: nn.Module | None = None,
+    agent: type[Agent] | None = None,
+    allow_import: bool = False,
 ) -> Classifier | Regressor | TrainedAgent:
     """The estimator that `save` wrote, or the agent that a run left.
 
     Args:
         folder: with estimator.json and model.safetensors, or the run of an agent.
         module: a network like the one that was trained, where that was one's own.
+        agent: the class of an agent, where that makes networks of its own.
         allow_import: of an agent's environment, see `TrainedAgent`.
 
     Raises:
@@ -105,7 +111,7 @@ def load(
     """
     path = Path(folder)
     if (path / "config.json").is_file() and not (path / _SETTINGS).is_file():
-        return TrainedAgent(path, allow_import=allow_import)
+        return TrainedAgent(path, agent=agent, allow_import=allow_import)
     files = load_files(path)
     try:
         content, model = json.loads(files[_SETTINGS]), files[_MODEL]

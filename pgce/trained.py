@@ -29,6 +29,7 @@ class TrainedAgent(Player):
     Args:
         folder: of the run.
         device: where the policy computes.
+        agent: its class, where that makes networks of its own (`build_model`).
         allow_import: permit an environment's id of the form `module:Env-v0`, for which the module is imported
             and so run. What the run was allowed does not count: its files may be another's.
 
@@ -39,8 +40,8 @@ class TrainedAgent(Player):
 
     Raises:
         FileNotFoundError: the folder holds no trained agent.
-        ValueError: its settings or, as a CheckpointError, its weights are damaged or do not fit, or its
-            environment cannot be made.
+        ValueError: its settings or, as a CheckpointError, its weights are damaged or do not fit, its
+            environment cannot be made, or its networks are its own and the class is not given.
 
     Example:
         >>> import tempfile, gymnasium, pgce
@@ -55,7 +56,14 @@ class TrainedAgent(Player):
         True
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu", allow_import: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        agent: type[Agent] | None = None,
+        allow_import: bool = False,
+    ) -> None:
         from pgce.checkpoint import check_like, load_model
         from pgce.optimizer import resolve_device
         from pgce.policies import actor_critic
@@ -63,13 +71,19 @@ class TrainedAgent(Player):
         path = Path(folder)
         try:
             config = json.loads((path / "config.json").read_bytes())
-            known = {field.name for field in dataclasses.fields(Agent)}
+            if config.get("own_model") and agent is None:
+                raise ValueError(
+                    "an agent with networks of its own is loaded with its class, pgce.load(run, agent=...): "
+                    f"{path} is of {config.get('class')}"
+                )
+            kind = agent or Agent
+            known = {field.name for field in dataclasses.fields(kind)}
             settings: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in config.items()
                 if name in known
             }
-            self._settings = Agent(**settings)
+            self._settings = kind(**settings)
             self._settings.check_env_kwargs()  # which permit nothing
         except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error
@@ -80,8 +94,11 @@ class TrainedAgent(Player):
         if self._settings.vectorization == "envpool":  # whose environments Gymnasium may not know
             self._options["vectorization"] = "envpool"
         with closing(envs.make(self.env_id, 1, **self._options)) as one:
-            critic = any(name.startswith("critic.") for name in tensors)
-            self.model = actor_critic(self._settings, one, critic=critic)
+            if agent is None:
+                critic = any(name.startswith("critic.") for name in tensors)
+                self.model = actor_critic(self._settings, one, critic=critic)
+            else:
+                self.model = self._settings.build_model(one)
             how: dict[str, Any] = {"device": self.device, "continuous": self._settings.continuous}
             super().__init__(Collector(one, self.model.policy, 1, seed=0, **how))
         check_like(f"{path}'s network", tensors, self.model.state_dict())

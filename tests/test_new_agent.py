@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import pgce
 from pgce import explaining
 from pgce.agents import BC, PPO
 from pgce.command import main as command_line
 from pgce.flags import from_config
+from pgce.networks import Value
 
 QUICK = {"quiet": True, "device": "cpu", "stop_at_threshold": False, "eval_episodes": 4}
 SMALL = {**QUICK, "num_envs": 4, "num_steps": 16}
@@ -180,3 +183,75 @@ def test_the_class_of_an_older_run_is_not_asked_for(tmp_path):
     file.write_text(json.dumps(config))
     assert from_config(PPO, file).num_envs == 4
     assert "w · (p − y)" in explaining.run(file.parent)
+
+
+class Foreseeing(nn.Module):
+    """One body that policy, value and the guess of the next observation read."""
+
+    def __init__(self, observations, actions, width):
+        super().__init__()
+        self.normalize = self.reward_scale = None
+        self.body = nn.Sequential(nn.Linear(observations, width), nn.LayerNorm(width), nn.SiLU())
+        self.actor, self.following = nn.Linear(width, actions), nn.Linear(width, observations)
+        self.critic = Value(nn.Linear(width, 1), unit=5.0)
+
+    @property
+    def policy(self):
+        return nn.Sequential(self.body, self.actor)
+
+    @property
+    def value(self):
+        return nn.Sequential(self.body, self.critic)
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return {"policy": self.actor(hidden), "value": self.critic(hidden), "next": self.following(hidden)}
+
+
+@dataclass(kw_only=True)
+class Foresight(PPO):
+    """PPO that also predicts the next observation, with networks of its own."""
+
+    width: int = 64
+    """Units of the body."""
+
+    def build_model(self, envs):
+        action = pgce.spaces.actions(envs.single_action_space)
+        seen = pgce.spaces.observations(envs.single_observation_space)
+        return Foreseeing(seen.size, action.size, self.width)
+
+    def terms(self, head):
+        following = pgce.Term(pgce.heads.Gaussian(event_dims=1), target="next", output="next")
+        return {**super().terms(head), "next": following}
+
+    def prepare(self, rollout, model):
+        following = rollout.observation[1:].flatten(0, 1).clone()
+        following[rollout.final_index] = rollout.final_observation
+        return super().prepare(rollout, model).with_columns(next=following)
+
+
+def test_an_agent_with_networks_of_its_own_is_trained_saved_and_loaded(tmp_path, capsys):
+    where = {**QUICK, "runs_dir": str(tmp_path), "run": "it", "eval_freq": 10**6}
+    agent = Foresight.preset("CartPole-v1", total_timesteps=30_000, **where)
+    run = agent.train()
+    assert run.result["eval_mean"] > 80, "by chance 22"
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    errors = [row["train/next_loss"] - 2 * math.log(2 * math.pi) for row in rows if "train/next_loss" in row]
+    assert 0 < errors[-1] < 0.8 * errors[0], "½ log 2π a number is the cross-entropy of what is certain"
+    with pytest.raises(ValueError, match=r"pgce.load\(run, agent=...\): .* is of test_new_agent:Foresight"):
+        pgce.load(run.path)
+    with pytest.raises(SystemExit):
+        command_line(["evaluate", str(run.path)])
+    assert "is loaded with its class" in capsys.readouterr().err
+    loaded = pgce.load(run.path, agent=Foresight)
+    assert same(run.model.state_dict(), loaded.model.state_dict())
+    assert loaded.evaluate(4).mean() > 80
+    (tmp_path / "policy").mkdir()
+    assert loaded.export(tmp_path / "policy" / "it.pt2").exists()
+    again = replace(agent, total_timesteps=33_000, allow_change=("total_timesteps",)).train()
+    assert again.attempt == 2
+    assert again.result["steps"] > run.result["steps"]
+
+
+def test_networks_of_ones_own_go_on_as_if_they_had_not_been_stopped(tmp_path):
+    assert same(*stopped_and_resumed(Foresight, tmp_path))
