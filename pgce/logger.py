@@ -67,7 +67,7 @@ TAGS = {
     "train/accuracy": "share of the epoch's examples classified right, each before its update",
     "train/entropy": "mean entropy of the policy, in nats",
     "train/value_loss": "the value term of the objective",
-    "train/entropy_loss": "the entropy term of the objective",
+    "train/entropy_loss": "the entropy term of the objective: it has the entropy's gradient, not its value",
     "train/{name}_loss": "another term of the objective, by its name",
     "train/own": "numbers that an agent's own `metrics` gives of a step's reports, as train/own/{name}",
     "train/explained_variance": "1 − Var(return − value)/Var(return): 1 is perfect",

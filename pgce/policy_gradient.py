@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from pgce.heads import PolicyHead
     from pgce.networks import ActorCritic
     from pgce.rollout import Collector, Rollout
-    from pgce.trainer import Batch, Report, Reports, Rule, TargetRule, Term
+    from pgce.trainer import Batch, Input, Report, Reports, Rule, TargetRule, Term
 
 __all__ = ["ActorCriticAgent", "Agent", "Minibatched"]
 
@@ -756,9 +756,18 @@ class _Training:
                 reward = model.reward_scale(rollout.reward, done, rollout.valid)
                 rollout = dataclasses.replace(rollout, reward=reward)
             self.kept.append(rollout)
-            batch = Batch.joined([current.prepare(each, model) for each in self.kept])
+            batch = Batch.joined([self._prepared(each) for each in self.kept])
             self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
+
+    def _prepared(self, rollout: Rollout) -> Batch:
+        """The rollout as the agent makes a batch of it."""
+        from pgce.trainer import Batch
+
+        batch: object = self.current.prepare(rollout, self.model)
+        if not isinstance(batch, Batch):
+            raise ValueError(f"prepare gives a Batch, as rollout.batch does: it gave {type(batch).__name__}")
+        return batch
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
         """An epoch each, or less where an evaluation is due earlier."""
@@ -793,12 +802,29 @@ class _Training:
             done = 0
 
     def _draw(self, batch: Batch) -> None:
-        """Write what the networks look like, before the first round."""
+        """Write what the networks look like, before the first round; refuse terms that do not fit."""
         from pgce import dashboards
 
         if self.round == 0:
+            example = next(batch.split(1)).input
+            self._check_outputs(example)
             with self.run.part("log"):
-                dashboards.network(self.run.logger, self.model, next(batch.split(1)).input)
+                dashboards.network(self.run.logger, self.model, example)
+
+    def _check_outputs(self, example: Input) -> None:
+        """Refuse a term whose output the model does not give."""
+        import torch
+
+        with torch.no_grad():
+            outputs = self.model.eval()(example)
+        self.model.train()
+        names = list(outputs) if isinstance(outputs, Mapping) else []
+        for name, term in self.trainer.terms.items():
+            if term.output not in names:
+                raise ValueError(
+                    f"a term reads an output of the model by its name, of {', '.join(names) or 'none'}: "
+                    f"that of {name} is {term.output!r}"
+                )
 
     def _progress(self) -> None:
         """Set what depends on how far the run is."""

@@ -21,6 +21,7 @@ from pgce.agents import BC, PPO
 from pgce.command import main as command_line
 from pgce.flags import from_config
 from pgce.networks import Value
+from pgce.policy_gradient import Agent
 
 QUICK = {"quiet": True, "device": "cpu", "stop_at_threshold": False, "eval_episodes": 4}
 SMALL = {**QUICK, "num_envs": 4, "num_steps": 16}
@@ -255,3 +256,58 @@ def test_an_agent_with_networks_of_its_own_is_trained_saved_and_loaded(tmp_path,
 
 def test_networks_of_ones_own_go_on_as_if_they_had_not_been_stopped(tmp_path):
     assert same(*stopped_and_resumed(Foresight, tmp_path))
+
+
+class Counting(PPO):
+    """PPO that logs how often it did so."""
+
+    def metrics(self, reports):
+        self.logged = getattr(self, "logged", 0) + 1
+        return {"logged": self.logged, "rows": torch.tensor(len(reports["policy"].cross_entropy))}
+
+
+def test_terms_and_numbers_of_ones_own_are_logged(tmp_path):
+    seen = []
+    agent = Counting(**SMALL, ent_coef=0.01, runs_dir=str(tmp_path))
+    agent.train("CartPole-v1", 320, metrics=lambda step, values: seen.append(values))
+    rounds = [values for values in seen if "objective/loss" in values]
+    assert [values["train/own/logged"] for values in rounds] == [1, 2, 3, 4, 5]
+    for values in rounds:
+        assert 12 <= values["train/own/rows"] <= 16
+        assert {"train/value_loss", "train/entropy_loss"} <= values.keys()
+
+
+class Unnamed(Foreseeing):
+    """Networks that give but the logits."""
+
+    def __init__(self):
+        super().__init__(4, 2, 8)
+
+    def forward(self, x):
+        return self.policy(x)
+
+
+def changed(**hooks):
+    return type("Changed", (PPO,), hooks)
+
+
+def aux(output):
+    term = pgce.Term(pgce.heads.Gaussian(), target="return", output=output)
+    return changed(terms=lambda self, head: {**PPO.terms(self, head), "aux": term})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (aux("nope"), "reads an output of the model by its name, of policy, value: that of aux is 'nope'"),
+        (aux(None), "that of aux is None"),
+        (aux(0), "that of aux is 0"),
+        (changed(build_model=lambda *_: Unnamed()), "by its name, of none: that of policy is 'policy'"),
+        (changed(prepare=lambda *_: None), "prepare gives a Batch, as rollout.batch does: it gave None"),
+        (changed(prepare=lambda self, rollout, model: rollout), "it gave Rollout"),
+        (Agent, r"an agent has a method prepare\(rollout, model\): Agent has none"),
+    ],
+)
+def test_what_a_hook_must_give_is_said(kind, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        kind(**SMALL, runs_dir=str(tmp_path)).train("CartPole-v1", 320)
