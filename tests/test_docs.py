@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import doctest
 import importlib.util
+import inspect
 import os
 import re
 import runpy
@@ -17,6 +18,7 @@ import pytest
 import pgce
 from pgce import agents
 from pgce.logger import TAGS
+from pgce.policy_gradient import Agent
 
 PAGES = ["new_agent", "trackers", "from/stable_baselines3", "from/cleanrl", "from/skorch", "from/keras"]
 
@@ -50,6 +52,15 @@ def test_what_a_page_shows_runs(docs, page, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "page", module)
     for block in blocks:
         exec(compile(block, page, "exec"), vars(module))
+
+
+def test_hooks_are_those_of_an_agent(docs):
+    page = (docs / "new_agent.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) (?:\(p\) )?\|", page, re.MULTILINE)
+    names = re.findall(r"\w+", " ".join(rows))
+    assert len(names) > 14
+    for name in names:
+        assert inspect.getdoc(vars(Agent)[name])
 
 
 def test_the_derivation_holds(docs):
