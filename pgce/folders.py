@@ -46,6 +46,8 @@ def named(root: Path, name: str) -> Path:
 def stamped(root: Path, name: str) -> Path:
     """A folder {name}__{time} that did not exist: two runs that start in the same second get two.
 
+    What an environment's id may hold and a file's name may not, such as a slash or a colon, becomes a dash.
+
     Example:
         >>> import tempfile, pathlib
         >>> from pgce.folders import stamped
@@ -53,6 +55,7 @@ def stamped(root: Path, name: str) -> Path:
         >>> stamped(root, "a") != stamped(root, "a")
         True
     """
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = root / f"{name}__{stamp}{suffix}"

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -258,7 +257,6 @@ class Run:
         settings = self.settings
         root = Path(settings.runs_dir)
         if settings.run is None:
-            subject = re.sub(r"[^A-Za-z0-9._-]", "-", subject)  # an id may hold a slash or a colon
             self.path = stamped(root, f"{subject}__{settings.learner}__{settings.seed}")
         else:
             self.path = named(root, settings.run)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,8 +139,7 @@ def tune(
 
     start = agent_class.preset(env_id, **{"stop_at_threshold": False, **settings})
     start.check()
-    subject = re.sub(r"[^A-Za-z0-9._-]", "-", env_id)  # an id may hold a slash or a colon
-    path = stamped(Path(start.runs_dir), f"{subject}__tune-{start.learner}__{start.seed}")
+    path = stamped(Path(start.runs_dir), f"{env_id}__tune-{start.learner}__{start.seed}")
     quiet: dict[str, Any] = {"runs_dir": str(path), "quiet": True, "json": False, "track": False}
     interrupted = False
 
