@@ -92,13 +92,8 @@ def as_batch(data: Any, device: torch.device | None = None) -> Batch:
         raise ValueError("a data set has at least one example: this one has none")
     if data.count == 0:
         raise ValueError(f"a data set has at least one example that counts: all {len(data)} are masked")
-    moved = (
-        {name: value.to(device) for name, value in data.input.items()}
-        if isinstance(data.input, dict)
-        else data.input.to(device)
-    )
-    columns = {name: column.to(device) for name, column in data.columns.items()}
-    return Batch(moved, columns, None if data.mask is None else data.mask.to(device))
+    moved = {name: value.to(device) for name, value in data.tensors.items()}
+    return data.with_tensors(moved, None if data.mask is None else data.mask.to(device))
 
 
 def _as_input(inputs: Inputs) -> Input:
