@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.vector.utils import batch_space
 
 from pgce import envs
 from pgce.envs.vectorize import check_same_spaces
@@ -159,9 +159,7 @@ class TrainedAgent(Player):
 
         envs = self._collector.envs
         head = actions(envs.single_action_space, self._settings.continuous).head
-        space = envs.single_observation_space
-        two: Any = create_empty_array(space, 2)
-        example = self._collector.encode(concatenate(space, [space.sample(), space.sample()], two))
+        example = self._collector.encode(batch_space(envs.single_observation_space, 2).sample())
         return export(self.model.policy, head, example, path)
 
     def _play(
