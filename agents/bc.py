@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pgce
 from pgce.policy_gradient import Minibatched
 from pgce.run import Run, main
-from pgce.trained import TrainedAgent
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +109,8 @@ class BC(Minibatched):
 
     def acting(self, model: ActorCritic) -> nn.Module:
         """The expert's policy."""
+        from pgce.trained import TrainedAgent
+
         if not self.expert:
             return model.policy
         return TrainedAgent(self.expert, allow_import=self.allow_import).model.policy
