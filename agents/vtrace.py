@@ -58,10 +58,7 @@ class VTrace(Agent):
     max_c: float = 1.0
     """c̄: cap of the ratio along the trace."""
 
-    @property
-    def critic(self) -> bool:
-        """Whether a value is learned beside the policy: it is."""
-        return True
+    critic = True
 
     @property
     def lag(self) -> int:

@@ -403,10 +403,7 @@ class ActorCriticAgent(Agent):
     n_step: int | None = None
     """Steps of reward before the value stands in; replaces GAE(λ)."""
 
-    @property
-    def critic(self) -> bool:
-        """Whether a value is learned beside the policy: it is."""
-        return True
+    critic = True
 
     def check(self) -> None:
         """Refuse settings that are out of their range."""
