@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pgce import metrics, pictures
 from pgce.heads import Head, plain
 from pgce.logger import Logger
+from pgce.networks import evaluating
 from pgce.trainer import Batch, Input, Report
 
 __all__ = ["batch", "classifier", "network"]
@@ -104,13 +105,10 @@ def network(logger: Logger, model: nn.Module, example: Input) -> None:
 
     layers = {name: layer for name, layer in model.named_modules() if name and not [*layer.children()]}
     hooks = [layer.register_forward_hook(hook(name.replace(".", "/"))) for name, layer in layers.items()]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             model(example)
     finally:
-        model.train(training)
         for each in hooks:
             each.remove()
     logger.graph(graph)
@@ -179,13 +177,10 @@ def _with_features(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | Non
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     read: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, args: read.append(args[0])) for layer in layers[-1:]]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model):
             logits = torch.cat([model(piece.input) for piece in batch.split(4096)])
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     vectors = torch.cat(read).cpu() if read and all(tensor.ndim == 2 for tensor in read) else None

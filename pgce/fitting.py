@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -25,6 +24,7 @@ from pgce.heads import Categorical, Head, plain
 from pgce.logger import TAGS, Logger, due
 from pgce.machine import fast_products
 from pgce.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, factors, right
+from pgce.networks import evaluating
 from pgce.objective import objective, weighted
 from pgce.optimizer import SETTINGS, Optimizer, resolve_device
 from pgce.samplers import balanced, shuffled
@@ -544,7 +544,7 @@ def _outputs(
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in wanted]
     source = as_source(data, place, batch_size)
-    with _evaluating(model), fast_products(_multiplications(model, source, batch_size)):
+    with evaluating(model), fast_products(_multiplications(model, source, batch_size)):
         for batch in pieces(source, place, batch_size):
             outputs, examples = model(batch.input), batch.counted()
             for (output, column), (logits, targets) in zip(wanted, found, strict=True):
@@ -559,19 +559,6 @@ def _column(batch: Batch, name: str, rule: str = "a target is the name of a colu
     if name not in batch.columns:
         raise ValueError(f"{rule}: it is {name!r}, the columns are {', '.join(batch.columns) or 'none'}")
     return batch[name]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and nothing has a gradient; then each module is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _multiplications(model: nn.Module, source: Batch | DataLoader[Any], batch_size: int) -> int:
@@ -634,7 +621,7 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
     examples = rows.counted()
     read: set[str] = set()
     try:
-        with _evaluating(model):
+        with evaluating(model):
             outputs = model(rows.input)
             for label, term in terms.items():
                 logits = _one_of(outputs, term.output)

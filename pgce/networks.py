@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
@@ -315,6 +316,19 @@ class RewardScale(nn.Module):
         self.statistics.update(sums[valid].unsqueeze(1))
         scaled = reward * torch.rsqrt(self.statistics.variance + 1e-8)
         return scaled.clamp(-self.limit, self.limit)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and no gradient is taken; then each module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class Columns(nn.Module):

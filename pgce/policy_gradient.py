@@ -810,11 +810,10 @@ class _Training:
 
     def _check_outputs(self, example: Input) -> None:
         """Refuse a term whose output the model does not give."""
-        import torch
+        from pgce.networks import evaluating
 
-        with torch.no_grad():
-            outputs = self.model.eval()(example)
-        self.model.train()
+        with evaluating(self.model):
+            outputs = self.model(example)
         names = list(outputs) if isinstance(outputs, Mapping) else []
         for name, term in self.trainer.terms.items():
             if term.output not in names:
