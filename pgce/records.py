@@ -162,12 +162,16 @@ _OWN = {"seed", "run", "runs_dir", "resume", "allow_change", "quiet", "json", "t
 """Settings that seeds of one experiment may differ in."""
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if there is none."""
+def read_json(file: Path, otherwise: Any) -> Any:
+    """What a JSON file of a run holds; if there is none, `otherwise`."""
     try:
-        content = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except FileNotFoundError:
-        return {}
+        return otherwise
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _object(file: Path) -> dict[str, Any]:
+    content = read_json(file, {})
     return content if isinstance(content, dict) else {}

@@ -27,7 +27,7 @@ from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_type
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import SCORES, Record
+from pgce.records import SCORES, Record, read_json
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -281,7 +281,7 @@ class Run:
         from pgce.checkpoint import CheckpointError, Checkpoints
 
         settings, folder = self.settings, self.path / "checkpoints"
-        attempts: list[Any] = self._read("attempts.json", [])
+        attempts: list[Any] = read_json(self.path / "attempts.json", [])
         if settings.resume == "never" and attempts:
             raise ValueError(f"resume is never, and there is a run in {str(self.path)!r}")
         if settings.resume == "must" and not folder.exists():
@@ -293,7 +293,8 @@ class Run:
             return []
         now = {**json.loads(json.dumps(settings.configuration)), **_versions()}
         older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
-        before = {**older, **self._read("config.json", {}), **self._read("versions.json", {})}
+        parts = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
+        before = older | {name: value for part in parts for name, value in part.items()}
         found = {name: change for name, change in differences(before, now).items() if name not in _MAY_CHANGE}
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:
@@ -308,15 +309,6 @@ class Run:
         if settings.resume == "must" and self.checkpoints.found is None:
             raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
         return attempts
-
-    def _read(self, name: str, otherwise: Any) -> Any:
-        """What a JSON file in the run's folder holds."""
-        try:
-            return json.loads((self.path / name).read_bytes())
-        except FileNotFoundError:
-            return otherwise
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path / name} is damaged: {error}") from error
 
     @contextmanager
     def or_released(self) -> Iterator[None]:
