@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pgce import agents, envs, heads, metrics, returns, samplers, targets, weights
 from pgce.checkpoint import load_model
+from pgce.envs import datasets
 from pgce.flags import from_config, home_of, nearest
 from pgce.records import Record
+from pgce.rollout import Collector
 from pgce.saving import load
-from pgce.trainer import Report
+from pgce.trainer import Report, Trainer, train
 
 __all__ = ["batch_table", "name", "run"]
 
@@ -109,9 +111,6 @@ def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
 
 def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
     """What an agent's policy term sees of a rollout."""
-    from pgce.rollout import Collector
-    from pgce.trainer import Trainer, train
-
     kind = {each.lower(): getattr(agents, each) for each in agents.__all__}.get(record.learner)
     home = record.config.get("class", record.learner)  # which older runs do not tell
     if kind is None or home not in (record.learner, home_of(kind)):
@@ -145,8 +144,6 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
 
 def _learned(record: Record) -> tuple[Report, heads.Head]:
     """What a classifier sees of its training data."""
-    from pgce.envs import datasets
-
     estimator: Any = load(record.path)
     data = datasets.load(record.config["data"], record.config["target"])
     seen: list[Report] = []

@@ -293,8 +293,8 @@ class Run:
             return []
         now = {**json.loads(json.dumps(settings.configuration)), **_versions()}
         older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
-        parts = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
-        before = older | {name: value for part in parts for name, value in part.items()}
+        config, versions = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
+        before = {**older, **config, **versions}
         found = {name: change for name, change in differences(before, now).items() if name not in _MAY_CHANGE}
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:

@@ -6,19 +6,24 @@ import dataclasses
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 
 from pgce import envs
+from pgce.checkpoint import check_like, load_model
+from pgce.demonstrations import Recorder
 from pgce.envs.vectorize import check_same_spaces
+from pgce.exporting import export
+from pgce.optimizer import resolve_device
+from pgce.policies import actor_critic
 from pgce.policy_gradient import Agent
 from pgce.rollout import Collector, Player, evaluate
-
-if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
-    from numpy.typing import NDArray
+from pgce.spaces import actions
 
 __all__ = ["TrainedAgent"]
 
@@ -64,10 +69,6 @@ class TrainedAgent(Player):
         agent: type[Agent] | None = None,
         allow_import: bool = False,
     ) -> None:
-        from pgce.checkpoint import check_like, load_model
-        from pgce.optimizer import resolve_device
-        from pgce.policies import actor_critic
-
         path = Path(folder)
         try:
             config = json.loads((path / "config.json").read_bytes())
@@ -128,8 +129,6 @@ class TrainedAgent(Player):
         Raises:
             ValueError: the path does not end in .npz, or less than one episode.
         """
-        from pgce.demonstrations import Recorder
-
         if Path(path).suffix != ".npz":
             raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")
         with closing(envs.make(self.env_id, _at_once(episodes), **self._options)) as many:
@@ -154,9 +153,6 @@ class TrainedAgent(Player):
             ValueError: the path ends otherwise.
             ImportError: an .onnx file, and the packages of the extra "export" are not installed.
         """
-        from pgce.exporting import export
-        from pgce.spaces import actions
-
         envs = self._collector.envs
         head = actions(envs.single_action_space, self._settings.continuous).head
         example = self._collector.encode(batch_space(envs.single_observation_space, 2).sample())
@@ -165,8 +161,6 @@ class TrainedAgent(Player):
     def _play(
         self, many: VectorEnv[Any, Any, Any], episodes: int, seed: int, greedy: bool
     ) -> NDArray[np.float64]:
-        import torch
-
         generator = torch.Generator(self.device).manual_seed(seed)
         options: dict[str, Any] = {"generator": generator, "device": self.device, "greedy": greedy}
         options["continuous"] = self._settings.continuous
