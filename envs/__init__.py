@@ -8,14 +8,7 @@ from pgce.envs import datasets
 from pgce.envs.bandit import ClassificationBandit, VectorClassificationBandit
 from pgce.envs.vectorize import make, reset, spawn_seeds
 
-__all__ = [
-    "ClassificationBandit",
-    "VectorClassificationBandit",
-    "datasets",
-    "make",
-    "reset",
-    "spawn_seeds",
-]
+__all__ = ["ClassificationBandit", "VectorClassificationBandit", "datasets", "make", "reset", "spawn_seeds"]
 
 for _env_id, _split in (("pgce/DigitsBandit-v0", "train"), ("pgce/DigitsBanditTest-v0", "test")):
     if _env_id not in gym.registry:  # this folder may be imported under a second name

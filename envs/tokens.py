@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 
 from pgce.envs.vector_base import NumpyVectorEnv, SingleEnv, at_least
 
-__all__ = [
-    "Addition",
-    "AdditionVectorEnv",
-    "Copy",
-    "CopyVectorEnv",
-    "Reverse",
-    "ReverseVectorEnv",
-]
+__all__ = ["Addition", "AdditionVectorEnv", "Copy", "CopyVectorEnv", "Reverse", "ReverseVectorEnv"]
 
 Tokens = NDArray[np.int64]
 

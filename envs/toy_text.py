@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 
 from pgce.envs.vector_base import NumpyVectorEnv
 
-__all__ = [
-    "BlackjackVectorEnv",
-    "CliffWalkingVectorEnv",
-    "FrozenLakeVectorEnv",
-    "TaxiVectorEnv",
-]
+__all__ = ["BlackjackVectorEnv", "CliffWalkingVectorEnv", "FrozenLakeVectorEnv", "TaxiVectorEnv"]
 
 Integers = NDArray[np.int64]
 

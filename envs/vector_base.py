@@ -279,13 +279,8 @@ class SingleEnv(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step."""
         observation, reward, terminated, truncated, info = self._vector.step(np.asarray(action)[None])
-        return (
-            observation[0],
-            float(reward[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            self._first(info),
-        )
+        ends = bool(terminated[0]), bool(truncated[0])
+        return observation[0], float(reward[0]), *ends, self._first(info)
 
     @staticmethod
     def _first(info: dict[str, Any]) -> dict[str, Any]:

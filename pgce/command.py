@@ -185,14 +185,8 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
         best = max(learners, key=lambda name: float(interquartile_mean(learners[name])[0]))
         for learner, values in sorted(learners.items()):
             mean, low, high = (float(value) for value in interquartile_mean(values))
-            row: dict[str, Any] = {
-                "on": subject,
-                "learner": learner,
-                "runs": len(values),
-                "iqm": mean,
-                "low": low,
-                "high": high,
-            }
+            row: dict[str, Any] = {"on": subject, "learner": learner, "runs": len(values)}
+            row |= {"iqm": mean, "low": low, "high": high}
             if learner != best:
                 row["best"] = best
                 row["improves"] = probability_of_improvement(learners[best], values)
@@ -207,16 +201,8 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
         if "improves" in row:
             chance, low, high = row["improves"]
             better = f"{chance:.2f} [{low:.2f}, {high:.2f}]"
-        table.append(
-            [
-                row["on"],
-                row["learner"],
-                str(row["runs"]),
-                f"{row['iqm']:.4g}",
-                f"{row['low']:.4g} to {row['high']:.4g}",
-                better,
-            ]
-        )
+        interval = f"{row['low']:.4g} to {row['high']:.4g}"
+        table.append([row["on"], row["learner"], str(row["runs"]), f"{row['iqm']:.4g}", interval, better])
     _print(table)
 
 
@@ -231,18 +217,9 @@ def runs(folder: Annotated[str, tyro.conf.Positional] = "runs", /) -> None:
     table = [["run", "learner", "on", "seed", "state", "steps", "result"]]
     for record in records.runs(folder):
         score = "" if record.score is None else f"{record.score[0]} {record.score[1]:.4g}"
-        steps = str(record.result.get("steps", ""))
-        table.append(
-            [
-                record.path.name,
-                record.learner,
-                record.subject,
-                str(record.config.get("seed", "")),
-                record.state,
-                steps,
-                score,
-            ]
-        )
+        seed, steps = str(record.config.get("seed", "")), str(record.result.get("steps", ""))
+        what = [record.path.name, record.learner, record.subject, seed]
+        table.append([*what, record.state, steps, score])
     _print(table)
 
 
@@ -282,16 +259,8 @@ def doctor() -> None:
     import torch
 
     table = [["python", sys.version.split()[0], ""]]
-    for package in (
-        "pgce",
-        "torch",
-        "gymnasium",
-        "numpy",
-        "tensorboard",
-        "scikit-learn",
-        "safetensors",
-        "tyro",
-    ):
+    packages = "pgce", "torch", "gymnasium", "numpy", "tensorboard", "scikit-learn", "safetensors", "tyro"
+    for package in packages:
         try:
             table.append([package, version(package), ""])
         except PackageNotFoundError:
@@ -413,10 +382,8 @@ def _completion(words: Sequence[str]) -> None:
         pattern = '""' if name == "" else f'"{name}"*'
         print(f"    {pattern}) words='{' '.join(choices)}' ;;")
     print('  esac\n  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))\n}')
-    print(
-        "autoload -U bashcompinit && bashcompinit" if words[0] == "zsh" else "",
-        end="\n" if words[0] == "zsh" else "",
-    )
+    if words[0] == "zsh":
+        print("autoload -U bashcompinit && bashcompinit")
     print("complete -o default -F _pgce pgce")
 
 

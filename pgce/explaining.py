@@ -45,11 +45,8 @@ def name(of: str) -> str:
         learner = getattr(module, learners[found])
         lines = [str(inspect.getdoc(module))]
         if hasattr(learner, "weight"):
-            lines += [
-                "",
-                "target  the action",
-                f"weight  {inspect.getdoc(learner.weight) or inspect.getdoc(learner.prepare)}",
-            ]
+            weight = inspect.getdoc(learner.weight) or inspect.getdoc(learner.prepare)
+            lines += ["", "target  the action", f"weight  {weight}"]
         return "\n".join([*lines, "", f"file    agents/{found}.py"])
     rule = getattr(rules[found], found)
     signature = str(inspect.signature(rule)).replace("'", "")
@@ -83,12 +80,8 @@ def batch_table(report: Report, head: heads.Head, rows: int = 6) -> str:
         >>> from pgce.trainer import Report
         >>> y, w = torch.tensor([1, 0]), torch.tensor([2.0, -1.0])
         >>> head, logits = pgce.heads.Categorical(), torch.zeros(2, 2)
-        >>> batch = pgce.Batch(torch.eye(2), {"target": y})
-        >>> print(
-        ...     batch_table(
-        ...         Report(logits, y, head.cross_entropy(logits, y), w, torch.tensor(0.0), batch), head
-        ...     )
-        ... )
+        >>> batch, H = pgce.Batch(torch.eye(2), {"target": y}), head.cross_entropy(logits, y)
+        >>> print(batch_table(Report(logits, y, H, w, torch.tensor(0.0), batch), head))
         input      y  p          w      H      w · (p − y)
         1.00 0.00  1  0.50 0.50  2.00   0.693  +1.00 -1.00
         0.00 1.00  0  0.50 0.50  -1.00  0.693  +0.50 -0.50

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, TextIO
 
 import numpy as np
@@ -102,16 +101,10 @@ LAYOUT = {
             "Margin",
             ["rollout/ep_rew_mean", "rollout/ep_rew_min", "rollout/ep_rew_max"],
         ],
-        "The policy: change and share clipped": [
-            "Multiline",
-            ["train/approx_kl", "train/clip_fraction"],
-        ],
+        "The policy: change and share clipped": ["Multiline", ["train/approx_kl", "train/clip_fraction"]],
         "The policy: entropy": ["Multiline", ["train/entropy"]],
         "The critic: explained variance": ["Multiline", ["train/explained_variance"]],
-        "Speed: all, collecting, learning": [
-            "Multiline",
-            ["time/fps", "time/collect_fps", "time/learn_fps"],
-        ],
+        "Speed: all, collecting, learning": ["Multiline", ["time/fps", "time/collect_fps", "time/learn_fps"]],
     }
 }
 """The charts of the Custom Scalars tab."""
@@ -341,12 +334,7 @@ class Logger:
     def __enter__(self) -> Logger:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _write(self, summary: Callable[[], Summary], step: int | None) -> None:

@@ -85,12 +85,8 @@ def rows(report: Report, head: Head, number: int) -> dict[str, Tensor]:
         >>> import torch
         >>> from pgce import Batch, heads, metrics
         >>> from pgce.trainer import Report
-        >>> logits, y, w, head = (
-        ...     torch.zeros(2, 2),
-        ...     torch.tensor([1, 0]),
-        ...     torch.tensor([2.0, -1.0]),
-        ...     heads.Categorical(),
-        ... )
+        >>> logits, head = torch.zeros(2, 2), heads.Categorical()
+        >>> y, w = torch.tensor([1, 0]), torch.tensor([2.0, -1.0])
         >>> report = Report(logits, y, head.cross_entropy(logits, y), w, torch.tensor(0.0), Batch(logits, {}))
         >>> metrics.rows(report, head, 2)["gradient"]
         tensor([[ 1.0000, -1.0000],

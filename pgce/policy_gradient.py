@@ -525,12 +525,9 @@ class _Training:
         self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
-        if (
-            processes.size() > 1
-        ):  # of the same network and evaluations, with environments and actions of its own
-            own = (
-                np.random.SeedSequence(agent.seed, spawn_key=(0, processes.rank())).generate_state(5).tolist()
-            )
+        if processes.size() > 1:  # the same network and evaluations; environments and actions of its own
+            apart = np.random.SeedSequence(agent.seed, spawn_key=(0, processes.rank()))
+            own = apart.generate_state(5).tolist()
             seeds = [seeds[0], own[1], own[2], seeds[3], own[4]]
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
@@ -568,10 +565,7 @@ class _Training:
         self.steps, self.round, self.stopped = 0, 0, "budget"
         self.values: dict[str, float] = {}  # what was logged last
         self.unsaved: list[str] = []  # what the checkpoint that is gone on from lacks
-        self.epoch, self.batch = (
-            self.shuffle.get_state(),
-            0,
-        )  # of recorded examples: its order, what was taken
+        self.epoch, self.batch = self.shuffle.get_state(), 0  # of recorded examples: its order, those taken
         self.run = Run(agent, agent.env_id, metrics)
         with self.run.or_released():
             if self.run.checkpoints.found is not None:

@@ -94,11 +94,9 @@ class Record:
         Raises:
             ValueError: the run has no such numbers.
         """
-        rows = []
-        if (self.path / "metrics.jsonl").is_file():
-            for line in (
-                (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-            ):
+        rows, file = [], self.path / "metrics.jsonl"
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     rows.append(json.loads(line))
                 except ValueError:  # the last one, of a run that was killed

@@ -522,9 +522,8 @@ class Collector:
         steps, n = done.shape
         paid, taken = np.zeros((n, steps + 1)), np.zeros((n, steps + 1), np.int64)  # none of them at the end
         paid[:, :steps], taken[:, :steps] = (reward * valid).T, valid.T
-        begins = np.ones(
-            (n, steps + 1), np.bool_
-        )  # a part of an episode, which ends or is the environment's last
+        # Where a part of an episode begins, which ends or is the environment's last.
+        begins = np.ones((n, steps + 1), np.bool_)
         begins[:, 1:] = done.T
         start = begins.ravel().nonzero()[0]
         env, t = np.divmod(start, steps + 1)

@@ -115,11 +115,8 @@ def load(
     files = load_files(path)
     try:
         content, model = json.loads(files[_SETTINGS]), files[_MODEL]
-        cls, own_module, fitted = (
-            _classes()[content["pgce"]],
-            content["own_module"],
-            _from_json(content["fitted"]),
-        )
+        cls, own_module = _classes()[content["pgce"]], content["own_module"]
+        fitted = _from_json(content["fitted"])
         estimator = cls(**{key: _from_json(value) for key, value in content["parameters"].items()})
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / _SETTINGS} is damaged: {error!r}") from error

@@ -18,15 +18,7 @@ from pgce.choices import Continuous, Std, check_type
 from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
 from pgce.networks import WithScale
 
-__all__ = [
-    "Actions",
-    "Masked",
-    "Observations",
-    "actions",
-    "apply_mask",
-    "encode_actions",
-    "observations",
-]
+__all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "encode_actions", "observations"]
 
 Encoder = Callable[[Any], NDArray[np.float32]]
 Vector = tuple[int, Encoder]  # its width, and what makes it of an observation
