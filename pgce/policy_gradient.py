@@ -525,13 +525,13 @@ class _Training:
         self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
-        if processes.size() > 1:  # the same network and evaluations; environments and actions of its own
+        network_seed, env_seed, action_seed, evaluation_seed, order_seed = seeds
+        if processes.size() > 1:  # the same network and evaluations; the rest of its own
             apart = np.random.SeedSequence(agent.seed, spawn_key=(0, processes.rank()))
-            own = apart.generate_state(5).tolist()
-            seeds = [seeds[0], own[1], own[2], seeds[3], own[4]]
+            _, env_seed, action_seed, _, order_seed = apart.generate_state(5).tolist()
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
-        torch.manual_seed(seeds[0])
+        torch.manual_seed(network_seed)
         self.model = self.current.build_model(train_envs).to(device)
         if agent.init is not None:
             begin_from(Path(agent.init), self.model)
@@ -540,8 +540,8 @@ class _Training:
             train_envs,
             self.acting,
             agent.num_steps,
-            seed=seeds[1],
-            generator=torch.Generator(device).manual_seed(seeds[2]),
+            seed=env_seed,
+            generator=torch.Generator(device).manual_seed(action_seed),
             device=device,
             continuous=agent.continuous,
         )
@@ -556,9 +556,9 @@ class _Training:
                 "an agent with a memory learns from what it does itself: another policy acts here"
             )
         self.trainer = Trainer(self.model, terms, agent.build_optimizer(self.model), by_row=True)
-        self.evaluation = _Evaluation(agent, eval_envs, self.model.policy, seeds[3], device)
-        self.groups = np.random.SeedSequence(seeds[1])
-        self.shuffle = torch.Generator().manual_seed(seeds[4])
+        self.evaluation = _Evaluation(agent, eval_envs, self.model.policy, evaluation_seed, device)
+        self.groups = np.random.SeedSequence(env_seed)
+        self.shuffle = torch.Generator().manual_seed(order_seed)
         self.kept: deque[Rollout] = deque(maxlen=agent.kept)
         self.recent: deque[tuple[float, int]] = deque(maxlen=100)  # return and length of the last episodes
         self.seen: Tensor | None = None  # observations that the normaliser is still to take in

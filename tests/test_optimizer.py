@@ -128,7 +128,9 @@ def test_parameters_that_someone_put_elsewhere_still_learn():
         optimizer.step()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=str)
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copied", "pickled"]
+)
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_copies_go_on_alike(name, copied):
     model = network()
