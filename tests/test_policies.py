@@ -243,7 +243,7 @@ def test_actor_and_critic_have_memories_of_their_own_unless_they_share():
     [
         ("CartPole-v1", {"network": "impala"}, "reads images"),
         ("CartPole-v1", {"network": "transformer"}, "reads tokens"),
-        ("CartPole-v1", {"memory": "rnn"}, "memory is one of gru, lstm: it is 'rnn'"),
+        ("CartPole-v1", {"memory": "rnn"}, "memory is one of gru, lstm or None: it is 'rnn'"),
         ("CartPole-v1", {"memory_size": 0}, "memory_size is at least 1: it is 0"),
         ("Pendulum-v1", {"std": "wide"}, "std is one of learned, state, fixed: it is 'wide'"),
     ],
