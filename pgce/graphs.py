@@ -233,6 +233,7 @@ class _Recording:
         repeated = self._rows % len(batch)
         self._tensors = {name: value[repeated] for name, value in given.items()}
         self._mask = None if batch.mask is None else batch.mask[repeated]
+        self._places: dict[int, dict[tuple[str, str | None], Tensor]] = {}  # by the number of rows
         self._told = len(batch), float(len(batch))
         self._number, self._total = (torch.tensor(n, device=self._rows.device) for n in self._told)
         self._static = batch.with_tensors(self._tensors)
@@ -241,9 +242,8 @@ class _Recording:
     def _fill(self, batch: Batch, total: float) -> None:
         source, index = batch.origin
         rows = len(batch)
-        places = self._tensors
-        if rows < self._size:
-            places = {name: place[:rows] for name, place in places.items()}
+        if (places := self._places.get(rows)) is None:
+            places = self._places[rows] = {name: place[:rows] for name, place in self._tensors.items()}
         for name, value in source.tensors.items():
             place = places[name]
             if index is None:

@@ -164,6 +164,7 @@ class Optimizer:
         self._unseen = 0  # updates launched since the last look
         on_cpu = self.device.type == "cpu" and bool(options.get("fused"))
         self._cpu_rate = torch.zeros((), dtype=torch.float64) if on_cpu else None  # of recorded updates
+        self._cpu_told = 0.0  # what it is
         self._recorded: object = None  # what the recorded update depends on
         self._play: Callable[[], object] | None = None
         if self.defers:  # what the device knows of them, and what it is told
@@ -345,13 +346,16 @@ class Optimizer:
             FloatingPointError: the gradient was not finite more often in a row than `max_skips`. Parameters
                 and optimizer state are as before. (Where updates are deferred, `look` raises it.)
         """
+        self.adopt_gradients()
+        self.update()
+
+    def update(self) -> None:
+        """As `step`, of gradients that lie in the flat buffer, where `adopt_gradients` puts them."""
         if self.deferred:
             self.set_rates()
-            self.adopt_gradients()
             self.launch()
             self.launched()
             return
-        self.adopt_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.torch_optimizer)
         gradients, norm = self._gradients()
@@ -391,7 +395,9 @@ class Optimizer:
             group["lr"] = self.learning_rate if rate is None else rate
         tape: Tape | None = None
         if rate is not None:
-            rate.fill_(self.learning_rate)
+            if self._cpu_told != (now := self.learning_rate):
+                rate.fill_(now)
+                self._cpu_told = now
             settings = [value for group in groups for name, value in group.items() if name != "params"]
             kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
             state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]

@@ -52,11 +52,8 @@ def size() -> int:
         >>> processes.size(), processes.rank()
         (1, 0)
     """
-    if "torch" not in sys.modules:
-        return 1
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    dist = sys.modules.get("torch.distributed")  # which nobody need load to know
+    return dist.get_world_size() if dist and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

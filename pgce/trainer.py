@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -366,6 +367,8 @@ class Trainer:
                 step = partial(self._backward, looks=False)
                 self._recorder = graphs.Recorder(step, by_row=self._by_row, device=place)
         self._recorded, self._changes = tuple(self.terms.values()), 0
+        self._undisturbed = False
+        self._looked: tuple[object, ...] | None = None  # the state of a model that nobody else changes
         keep_memory()
 
     def step(self, batch: Batch) -> dict[str, Report]:
@@ -382,10 +385,19 @@ class Trainer:
         taped = self._recorder is not None and not self.optimizer.defers
         reports = self._replayed(batch) if taped else self._backward(batch)
         try:
-            self.optimizer.step()
+            self.optimizer.update()
         except FloatingPointError as error:  # the losses are those of this process's rows
             raise self._with_losses(error, [report.loss.item() for report in reports.values()]) from None
         return reports
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Inside, nothing but steps changes model and gradients, which are looked at once, by the first."""
+        self._undisturbed = True
+        try:
+            yield
+        finally:
+            self._undisturbed, self._looked = False, None
 
     def look(self) -> None:
         """Wait for deferred updates, if there are any (`train` does so after each round).
@@ -416,11 +428,14 @@ class Trainer:
             self._recorded, self._changes = terms, self._changes + 1
             if self.optimizer.defers or not self._recordable():
                 self._recorder = None
-        if self._recorder is None or len(batch) == 0 or torch.is_autocast_enabled(self.optimizer.device.type):
+        if self._recorder is None or len(batch) == 0:
             return None
         if batch.mask is not None and (self.optimizer.defers or not self._by_row or self._changes):
             return None  # sequences take long to record: not again whenever terms change
-        state = graphs.state_of(self.model)
+        if (state := self._looked) is None and not torch.is_autocast_enabled(self.optimizer.device.type):
+            state = graphs.state_of(self.model)
+            if self._undisturbed:
+                self._looked = state
         return None if state is None else (state, self.optimizer.constants, self._changes)
 
     def _recordable(self) -> bool:
@@ -432,8 +447,10 @@ class Trainer:
     def _replayed(self, batch: Batch) -> dict[str, Report]:
         """As `_backward`, by a CPU that replays what it can."""
         total = max(processes.sum_of([float(batch.count)])[0], 1.0) if self._by_row else None
+        known = self._looked is not None
         if (state := self._state(batch)) is not None and self._recorder is not None:
-            self.optimizer.adopt_gradients()
+            if not known:
+                self.optimizer.adopt_gradients()
             try:
                 reports = self._recorder(batch, total or len(batch), *state)
             except (IndexError, RuntimeError):  # whose words are those of torch: heads know better ones
@@ -587,6 +604,8 @@ def train(
 ) -> None:
     """The one loop: every round is some batches, every batch is a step.
 
+    Within a round only steps change the model and its gradients: to freeze a layer, say, is for `after`.
+
     Args:
         trainer: takes the steps.
         rounds: an epoch of a data set each, or one rollout each (in so many passes as the learner makes).
@@ -609,11 +628,12 @@ def train(
     """
     for n, batches in enumerate(rounds):
         reports: Reports = {}
-        for batch in batches:
-            reports = trainer.step(batch)
-            ends = None if stop is None else stop(reports)
-            if ends is not None and processes.any_of(ends):
-                break
+        with trainer.undisturbed():
+            for batch in batches:
+                reports = trainer.step(batch)
+                ends = None if stop is None else stop(reports)
+                if ends is not None and processes.any_of(ends):
+                    break
         trainer.look()
         if after is not None and processes.any_of(bool(after(n, reports))):
             break
