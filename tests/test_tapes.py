@@ -12,7 +12,7 @@ from test_graphs import batches
 from torch import nn
 
 import pgce
-from pgce import Batch, Term, Trainer, graphs, heads, tapes, weights
+from pgce import Batch, Term, Trainer, graphs, heads, tapes, train, weights
 from pgce.graphs import Replayed, state_of
 from pgce.networks import ActorCritic, Recurrent, Torso, Value, mlp
 from pgce.optimizer import Optimizer
@@ -284,6 +284,23 @@ def test_hooks_of_all_modules_and_the_caller_s_precision_are_noticed():
     assert network in seen
     with torch.autocast("cpu", torch.bfloat16):
         assert trainer.step(batch)["label"].logits.dtype == torch.bfloat16
+
+
+def test_a_model_is_looked_at_once_a_round(monkeypatch):
+    network, batch, looks, seen = mlp(4, 3), batches([16])[0], [], []
+    monkeypatch.setattr(graphs, "state_of", lambda model: (looks.append(model), state_of(model))[1])
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters()))
+
+    def after(n, reports):
+        if n == 0:
+            network[2].register_forward_hook(lambda *_: seen.append(n))
+        network.zero_grad()  # drops the views that gradients are kept in
+
+    before = network[2].bias.detach().clone()
+    train(trainer, [[batch] * 3, [batch] * 3], after=after)
+    assert looks == [network] * 4, "once, and at each step while hooks keep it from being recorded"
+    assert len(seen) == 3
+    assert not torch.equal(network[2].bias, before)
 
 
 def test_a_function_around_one_of_ours_is_not_ours():
