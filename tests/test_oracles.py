@@ -26,7 +26,7 @@ def gradients(model, loss):
 class Recorder(Optimizer):
     """Keeps the gradient instead of taking the step."""
 
-    def step(self):
+    def update(self):
         self.gradients = [p.grad.clone() for p in self._parameters]
 
 
