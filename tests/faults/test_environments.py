@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium as gym
@@ -125,10 +126,21 @@ def closed_quickly(envs):
 
 
 def shared():
-    """What Python has left in shared memory."""
-    folder = Path("/dev/shm")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return {name for name in names if name.startswith(("pym-", "psm_", "sem.mp"))}
+    """What Python has left in shared memory, but for what another program uses: tests in other processes."""
+    folder, used = Path("/dev/shm"), set()
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        if path.parent.name != str(os.getpid()):
+            with suppress(OSError):  # it has ended
+                lines = path.read_text().splitlines()
+                used |= {
+                    int(line.split()[4]) for line in lines if "/dev/shm/" in line
+                }  # by inode: names differ
+    left = set()
+    for path in folder.glob("[ps][yse]m[-_.]*"):
+        with suppress(OSError):
+            if path.stat().st_ino not in used:
+                left.add(path.name)
+    return left
 
 
 def gone(pid):
