@@ -287,7 +287,8 @@ class Optimizer:
         """
         try:
             name, told = state["name"], {n: dict(entries) for n, entries in state["torch"].items()}
-            steps, skipped, in_a_row = (_count(state[key]) for key in ("steps", "skipped", "in_a_row"))
+            steps, skipped = (_count(state[key]) for key in ("steps", "skipped"))
+            in_a_row = _count(state.get("in_a_row", 0))  # which older states have not
             progress, grad_norm = float(state["progress"]), float(state["grad_norm"])
             average, scaler = dict(state["average"]), state["scaler"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
