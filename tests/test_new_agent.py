@@ -108,8 +108,6 @@ def test_what_an_agent_keeps_is_saved_or_named_when_it_is_resumed(tmp_path, caps
     assert not same(whole, parts)
     said = capsys.readouterr().out
     assert "2. attempt; without rounds, total, which Remembering.state_dict does not give" in said
-    stopped_and_resumed(PPO, tmp_path / "settings alone")
-    assert "exactly as if it had not been stopped" in capsys.readouterr().out
 
 
 SCRIPT = '''
@@ -143,7 +141,12 @@ def by_script(kind, folder, *flags):
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), [("PPO", []), ("PPO", ["--seeds", "1", "2", "--jobs", "2"]), ("Plus", [])]
+    ("kind", "more"),
+    [
+        ("PPO", []),
+        pytest.param("PPO", ["--seeds", "1", "2", "--jobs", "2"], marks=pytest.mark.slow),
+        pytest.param("Plus", [], marks=pytest.mark.slow),
+    ],
 )
 def test_an_agent_of_ones_own_is_not_taken_for_another(kind, more, tmp_path, monkeypatch, capsys):
     run = by_script(kind, tmp_path, "--run", "it", *more)
