@@ -127,20 +127,17 @@ def closed_quickly(envs):
 
 def shared():
     """What Python has left in shared memory, but for what another program uses: tests in other processes."""
-    folder, used = Path("/dev/shm"), set()
-    for path in Path("/proc").glob("[0-9]*/maps"):
+    left = {}
+    for path in Path("/dev/shm").glob("[ps][yse]m[-_.]*"):
+        with suppress(OSError):  # it is gone
+            left[path.stat().st_ino] = path.name
+    for path in Path("/proc").glob("[0-9]*/maps") if left else ():
         if path.parent.name != str(os.getpid()):
             with suppress(OSError):  # it has ended
-                lines = path.read_text().splitlines()
-                used |= {
-                    int(line.split()[4]) for line in lines if "/dev/shm/" in line
-                }  # by inode: names differ
-    left = set()
-    for path in folder.glob("[ps][yse]m[-_.]*"):
-        with suppress(OSError):
-            if path.stat().st_ino not in used:
-                left.add(path.name)
-    return left
+                for line in path.read_text().splitlines():
+                    if "/dev/shm/" in line:
+                        left.pop(int(line.split()[4]), None)  # by inode: a semaphore's name is another there
+    return set(left.values())
 
 
 def gone(pid):
