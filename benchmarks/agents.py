@@ -17,7 +17,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
-from shared import RESULTS, ROOT, iqm, put_into_readme, read, write
+from shared import RESULTS, ROOT, iqm, put_into, read, write
 
 SEEDS = range(1, 6)
 POINTS = 50  # of a curve
@@ -157,4 +157,4 @@ if __name__ == "__main__":
     if "--show" not in sys.argv:
         measure(pairs(sys.argv[1:]))
     draw()
-    put_into_readme("agents", table())
+    put_into("docs/results.md", "agents", table())

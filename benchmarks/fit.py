@@ -17,7 +17,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shared import put_into_readme, read, write
+from shared import put_into, read, write
 from torch import nn
 
 import pgce
@@ -108,4 +108,4 @@ def table() -> str:
 if __name__ == "__main__":
     if "--show" not in sys.argv:
         measure()
-    put_into_readme("fit", table())
+    put_into("docs/speed.md", "fit", table())

@@ -1,9 +1,9 @@
 """What a GPU makes of agents, updates, fits and losses, beside a CPU or torch by hand.
 
-    python benchmarks/gpu.py                all (about four minutes), benchmarks/results/gpu.csv, the README
+    python benchmarks/gpu.py                all (about four minutes), benchmarks/results/gpu.csv, docs/speed.md
     python benchmarks/gpu.py fit update     parts, by name: envs, update, fit, objective, linear; no CSV
     python benchmarks/gpu.py --quick        once and small, no CSV: does everything run?
-    python benchmarks/gpu.py --show         the committed CSV, printed and into the README
+    python benchmarks/gpu.py --show         the committed CSV, printed and into docs/speed.md
 
 A number is the median of its repeats, which take turns with those it is compared to.
 """
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from linear_cross_entropy import inputs as linear_inputs
 from linear_cross_entropy import loss_of
-from shared import put_into_readme, read, write
+from shared import put_into, read, write
 from torch import nn
 
 import pgce
@@ -237,7 +237,7 @@ def main() -> None:
         parser.error(f"parts are {', '.join(PARTS)}: there is no {min(unknown)}")
     if given.show:
         show(read("gpu.csv"))
-        put_into_readme("gpu", table())
+        put_into("docs/speed.md", "gpu", table())
         return
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device at hand")
@@ -252,7 +252,7 @@ def main() -> None:
     show(rows)
     if not given.parts and not given.quick:
         write("gpu.csv", rows)
-        put_into_readme("gpu", table())
+        put_into("docs/speed.md", "gpu", table())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 
 import numpy as np
-from shared import ROOT, iqm, put_into_readme, read, write
+from shared import ROOT, iqm, put_into, read, write
 
 SEEDS = range(1, 6)
 
@@ -174,4 +174,4 @@ if __name__ == "__main__":
     if "--show" not in sys.argv:
         measure()
     draw()
-    put_into_readme("results", table())
+    put_into("docs/results.md", "results", table())

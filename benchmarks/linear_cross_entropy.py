@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from shared import put_into_readme, read, write
+from shared import put_into, read, write
 
 SIZES = [(4096, 512, 128_256), (512, 64, 1000)]  # examples B, features D, classes K
 FORMS = {
@@ -212,7 +212,7 @@ def main() -> None:
         rows = [row for size in SIZES for row in measure(size, given.threads, given.rounds)]
         write("linear_cross_entropy.csv", rows)
     show(read("linear_cross_entropy.csv"))
-    put_into_readme("linear", table())
+    put_into("docs/speed.md", "linear", table())
 
 
 if __name__ == "__main__":

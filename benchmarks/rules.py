@@ -14,7 +14,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-from shared import ROOT, iqm, put_into_readme, read, write
+from shared import ROOT, iqm, put_into, read, write
 
 SEEDS = range(101, 111)
 ONES = {"hidden_sizes": (256,), "epochs": 60, "batch_size": 32, "schedule": "cosine", "device": "cpu"}
@@ -258,4 +258,4 @@ if __name__ == "__main__":
     if "--show" not in sys.argv:
         measure()
     draw()
-    put_into_readme("rules", table())
+    put_into("docs/results.md", "rules", table())

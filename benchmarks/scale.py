@@ -340,7 +340,7 @@ def main() -> None:
     if given.quick or missing:
         return
     for marker, text in rounds.tables(rows).items():
-        put_into(ROOT / "docs" / "scaling.md", marker, text)
+        put_into("docs/scaling.md", marker, text)
 
 
 if __name__ == "__main__":

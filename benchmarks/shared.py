@@ -1,4 +1,4 @@
-"""What the benchmarks share: results as CSV, interquartile means, tables in the README."""
+"""What the benchmarks share: results as CSV, interquartile means, tables in pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pgce.metrics import interquartile_mean as iqm
 
-__all__ = ["RESULTS", "ROOT", "iqm", "put_into", "put_into_readme", "read", "write"]
+__all__ = ["RESULTS", "ROOT", "iqm", "put_into", "read", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -27,14 +27,10 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def put_into(page: Path, marker: str, table: str) -> None:
-    """Replace what stands between <!-- marker --> and <!-- /marker -->."""
-    start, rest = page.read_text(encoding="utf-8").split(f"<!-- {marker} -->")
+def put_into(page: str, marker: str, table: str) -> None:
+    """Replace what stands between <!-- marker --> and <!-- /marker --> in a page, named from the top."""
+    file = ROOT / page
+    start, rest = file.read_text(encoding="utf-8").split(f"<!-- {marker} -->")
     _, end = rest.split(f"<!-- /{marker} -->")
     text = f"{start}<!-- {marker} -->\n{table}\n<!-- /{marker} -->{end}"
-    page.write_text(text, encoding="utf-8")
-
-
-def put_into_readme(marker: str, table: str) -> None:
-    """The same in the README."""
-    put_into(ROOT / "README.md", marker, table)
+    file.write_text(text, encoding="utf-8")

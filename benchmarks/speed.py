@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import MEASURED, PARTS, Case, Program, ahead, value
-from shared import RESULTS, ROOT, put_into_readme
+from shared import RESULTS, ROOT, put_into
 
 PEERS, BENCH = Path(__file__).parent / "peers", ROOT / ".bench"
 COLUMNS = ("part", "case", "program", "turn", *MEASURED, "error")
@@ -50,6 +50,7 @@ ONE_THREAD = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 OWN = re.compile("random|pgce")  # shares of what is possible, and ways of pgce, are in the table only
+SUMMED_UP = ("ppo", "reinforce", "steps", "robots", "fit", "memory", "start")  # parts
 # Parts that are programs of their own, which tell by themselves, and what makes them quick.
 APART = {
     "ranks": ("processes.py", "--steps 8192 --repeats 1"),
@@ -242,7 +243,21 @@ def table(folder: Path = RESULTS) -> str:
     if rows and machine:
         lines += ["", "; ".join(f"{name}: {text}" for name, text in machine.items()) + "."]
     if rows:
-        lines += ["", "![How many times as fast pgce is](docs/speed.png)"]
+        lines += ["", "![How many times as fast pgce is](speed.png)"]
+    return "\n".join(lines)
+
+
+def summary(folder: Path = RESULTS) -> str:
+    """How far ahead of other packages, in the median: a line a case and measure, for the README."""
+    lines = ["| what | pgce | is × ahead of |", "|---|---|---|"]
+    found: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for each in comparisons(read(folder / "speed.csv")):
+        if each.part in SUMMED_UP and not OWN.match(each.names[1]):
+            found[each.case.title, each.measure].append(each)
+    for (title, measure), beside in found.items():
+        own = number(middle(beside[0].own)[0])
+        others = (f"{each.names[1]} {number(middle(each.ratios)[0])}" for each in beside)
+        lines.append(f"| {title}: {measure} | {own} | {' · '.join(others)} |")
     return "\n".join(lines)
 
 
@@ -345,7 +360,8 @@ def main() -> None:
     if given.quick:
         print(table(BENCH))
     else:
-        put_into_readme("speed", table())
+        put_into("docs/speed.md", "speed", table())
+        put_into("README.md", "speed", summary())
 
 
 if __name__ == "__main__":

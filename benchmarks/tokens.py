@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 
 import numpy as np
-from shared import put_into_readme, read, write
+from shared import put_into, read, write
 
 AGENTS = ("PPO", "RLOO", "GRPO")
 ENVIRONMENTS = ("pgce/Copy-v0", "pgce/Reverse-v0", "pgce/Reverse8x10-v0")
@@ -77,4 +77,4 @@ if __name__ == "__main__":
                 rows += [run(name, env_id, seed) for seed in SEEDS]
                 print(name, env_id, [row["greedy"] for row in rows[-len(SEEDS) :]], flush=True)
         write("tokens.csv", rows)
-    put_into_readme("tokens", table())
+    put_into("docs/results.md", "tokens", table())

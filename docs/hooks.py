@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import textwrap
 from dataclasses import MISSING, fields
 from importlib import import_module
@@ -36,7 +35,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def pages() -> dict[str, str]:
     """Text of the pages that are made, by file."""
-    return {"learners.md": learners(), "tags.md": tags(), "results.md": results(), **references()}
+    return {"learners.md": learners(), "tags.md": tags(), **references()}
 
 
 def learners() -> str:
@@ -100,16 +99,6 @@ def tags() -> str:
         "|---|---|",
     ]
     return "\n".join([*head, *rows]) + "\n"
-
-
-def results() -> str:
-    """The tables of the README."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = readme.index("## Results")
-    section = readme[start : readme.index("\n## ", start + 5)]
-    section = re.sub(r"<!-- /?\w+ -->\n", "", section)
-    section = re.sub(r"\]\((?!https?:|docs/)([^)]*)\)", "]", section).replace("](docs/", "](")
-    return section.replace("## Results", "# Results", 1) + "\n"
 
 
 def references() -> dict[str, str]:
