@@ -1,6 +1,6 @@
 """What a GPU makes of agents, updates, fits and losses, beside a CPU or torch by hand.
 
-    python benchmarks/gpu.py                all (about four minutes), benchmarks/results/gpu.csv, docs/speed.md
+    python benchmarks/gpu.py                all (about four minutes), results/gpu.csv, docs/speed.md
     python benchmarks/gpu.py fit update     parts, by name: envs, update, fit, objective, linear; no CSV
     python benchmarks/gpu.py --quick        once and small, no CSV: does everything run?
     python benchmarks/gpu.py --show         the committed CSV, printed and into docs/speed.md

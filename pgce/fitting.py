@@ -38,6 +38,9 @@ Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """(target, the head's mean) -> numbers by name, such as `metrics.classification`."""
 
 
+Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""(inputs, targets, generator) -> both changed, such as `targets.mixup`."""
+
 Mode = Literal["auto", "min", "max"]
 
 
@@ -78,7 +81,7 @@ def fit(
     weight: str | Rule | None = None,
     terms: Mapping[str, Term] | None = None,
     sampler: Callable[[Batch, torch.Generator], Tensor] = shuffled,
-    augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None,
+    augment: Augment | None = None,
     validation: Data | None = None,
     metrics: Metrics | None = None,
     patience: int | None = None,
@@ -192,12 +195,7 @@ def fit(
     model.to(place)
     for tensor in model.state_dict().values():
         processes.first(tensor)
-    ranks = processes.size()
     generator = torch.Generator().manual_seed(seed)
-    # Of what processes do differently; alone, one does it all.
-    augmenting = (
-        generator if ranks == 1 else torch.Generator().manual_seed(seed + 1_000_003 * processes.rank())
-    )
     source = as_source(data, place, batch_size, generator)
     held_out = None if validation is None else as_source(validation, place, batch_size)
     first = _first(source, place, "data")
@@ -208,9 +206,7 @@ def fit(
         terms = {"label": Term(Categorical() if head is None else head, target, weight)}
     for name, term in terms.items():
         check_type(f"the term {name}", term, Term)
-    name, main = next(iter(terms.items()))
-    column = main.target if isinstance(main.target, str) else "target"
-    _warn_of_double_correction(sampler, main.weight)
+    _warn_of_double_correction(sampler, next(iter(terms.values())).weight)
     if isinstance(optimizer, Optimizer):
         _check_stack(optimizer, model, settings)
         stack = optimizer
@@ -222,187 +218,253 @@ def fit(
     read = _check(model, terms, first, "data")
     if weight is not one:  # or it is told that all weigh the same
         _warn_of_unread_weights(first, read, sampler)
+    fitting = _Fitting(trainer, source, epochs, batch_size, sampler, augment, after, generator, seed, place)
     if held_out is not None:
-        tested = _first(held_out, place, "validation")
-        scored = {name: replace(main, target=column, weight=one)} | {
-            other: replace(term, weight=one)
-            for other, term in terms.items()
-            if isinstance(term.target, str) and term.target in tested.columns
-        }
-        _check(model, scored, tested, "validation")
+        fitting.validate(held_out, metrics)
         if patience is not None:
-            scores = _scores(model, held_out, scored, metrics)
-            known = {"loss", *(f"val_{key}" for key in scores)}
-            if monitor not in known:
-                raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
-            watched = monitor.removeprefix("val_")
-            lower = LOWER_IS_BETTER | {f"{other}_loss" for other in scored}
-            if mode == "auto" and watched not in lower | HIGHER_IS_BETTER:
-                raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
-            least = mode == "min" or (mode == "auto" and watched in lower)
+            fitting.watch(patience, monitor, mode)
     if compile:
         model.compile()
-    history = History()
-    clock = _Clock()
-    classifies = isinstance(plain(main.head), Categorical)
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    judged = 0  # targets: of sequences several an example
-    sizes: list[int] = []
-    whole: list[Report] = []
-    seen, rows, skipped = 0, 0, stack.skipped
-    best: dict[str, Tensor] = {}
-
-    def epoch(n: int) -> Iterator[Batch]:
-        nonlocal rows, judged
-        judged = 0
-        for values in (losses, hits, sizes, whole):
-            values.clear()
-        model.train()
-        if isinstance(source, Batch):
-            index = sampler(source, generator).to(place)
-            parts: float = -(-len(index) // batch_size)
-            batches: Iterator[Batch] = (source.rows(rows) for rows in index.split(batch_size))
-        else:
-            batches = pieces(source, place, batch_size)
-            parts = _length(source)
-        for i, batch in enumerate(batches):
-            stack.progress = min((n + i / parts) / epochs, 1.0)
-            if ranks > 1:  # every process takes its rows
-                rows = len(batch)
-                batch = batch.rows(torch.arange(processes.rank(), rows, ranks, device=place))
-            yield batch if augment is None else _augmented(batch, column, augment, augmenting)
-
-    def record(reports: dict[str, Report]) -> bool:
-        nonlocal skipped, judged
-        size = len(reports[name].batch) if ranks == 1 else rows
-        loss = reports[name].loss
-        for other in list(reports.values())[1:]:
-            loss = loss + other.loss
-        sizes.append(size)
-        report = reports[name]
-        if stack.skipped == skipped:
-            losses.append(loss * size)
-            if classifies:
-                found = right(report, main.head)
-                hits.append(found.sum())
-                judged += found.numel()
-        skipped = stack.skipped
-        if not whole or size >= len(whole[0].batch):
-            whole[:] = [report]
-        return False
-
-    def finish(_: int, reports: dict[str, Report]) -> bool | None:
-        nonlocal seen
-        n = len(history.epochs)
-        seen += sum(sizes)
-        counted = max(sum(sizes), 1)  # below, it is waited for the device: the epoch is over
-        loss = (processes.total(sum(losses, torch.zeros((), device=place))) / counted).item()
-        accuracy = processes.total(sum(hits, torch.zeros((), device=place)))
-        (targets,) = processes.sum_of([float(judged)])
-        for buffer in model.buffers():  # of process 0, for all to be evaluated alike
-            processes.first(buffer)
-        row = {
-            "epoch": n + 1.0,
-            "examples": float(seen),
-            "steps": float(stack.steps),
-            "seconds": clock.stop(),
-            "loss": loss,
-            **({"accuracy": accuracy.item() / max(targets, 1)} if classifies else {}),
-            "learning_rate": stack.learning_rate,
-            "grad_norm": stack.grad_norm,
-            "skipped": float(stack.skipped),
-        }
-        stop: bool | None = False
-        with stack.averaged():
-            if held_out is not None:
-                scores = _scores(model, held_out, scored, metrics)
-                row |= {f"val_{k}": v for k, v in scores.items()}
-            history.epochs.append(row)
-            if patience is not None:
-                if _best(history[monitor], least=least) == n:
-                    history.best_epoch = n + 1
-                    best.update({k: v.detach().clone() for k, v in model.state_dict().items()})
-                elif n + 1 - (history.best_epoch or 0) >= patience:
-                    history.stopped, stop = "patience", True
-            if logger is not None:
-                _log(logger, row, whole[0], main.head)
-            if after is not None and after(row, whole[0]):
-                history.stopped, stop = "after", True
-        ends = stop or n + 1 == epochs
-        if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
-            if logger is not None:
-                logger.flush()  # what was logged until a checkpoint is not lost after it
-            keeper.save(seen, state_dict(), ("augmenting", "random", "device_random"))
-        clock.start()
-        return stop
-
-    def state_dict() -> dict[str, Any]:
-        return {
-            "of": of,
-            "model": model.state_dict(),
-            "optimizer": stack.state_dict(),
-            "history": asdict(history),
-            "best": best,
-            "seen": seen,
-            "seconds": clock.seconds,
-            "generator": generator.get_state(),
-            "augmenting": None if ranks == 1 else augmenting.get_state(),
-            "random": torch.get_rng_state(),
-            "device_random": torch.cuda.get_rng_state(place) if place.type == "cuda" else None,
-        }
-
-    def load_state_dict(state: Mapping[str, Any]) -> None:
-        nonlocal seen, skipped
-        then = state.get("of") or {}
-        if differ := [f"{key} {then[key]} -> {now}" for key, now in of.items() if then.get(key, now) != now]:
-            raise ValueError(
-                f"a checkpoint goes on with the same data and settings: {', '.join(differ)} ({checkpoints})"
-            )
-        check_like("model", state["model"], model.state_dict())
-        model.load_state_dict(state["model"])
-        stack.load_state_dict(state["optimizer"])
-        history.epochs[:] = state["history"]["epochs"]
-        history.best_epoch, history.stopped = state["history"]["best_epoch"], state["history"]["stopped"]
-        best.update({name: value.to(place) for name, value in state["best"].items()})
-        seen, clock.seconds = state["seen"], state["seconds"]
-        skipped = stack.skipped
-        generator.set_state(state["generator"])
-        if state["augmenting"] is not None:
-            augmenting.set_state(state["augmenting"])
-        torch.set_rng_state(state["random"])
-        if state["device_random"] is not None:
-            torch.cuda.set_rng_state(state["device_random"], place)
-
     if isinstance(log, (str, Path)):
         logger: Logger | None = Logger(Path(log) if processes.rank() == 0 else None)
     else:
         logger = log if log is None or isinstance(log, Logger) else log()
-    keeper: Checkpoints | None = None
-    of: dict[str, Any] = {}  # what must be as it was; whoever gives a function looks at that
+    fitting.logger = logger
     if isinstance(checkpoints, (str, Path)):
-        of = {"data": _digest(source)} if isinstance(source, Batch) else {}
-        of |= {"batch_size": batch_size, "optimizer": stack.name, "learning_rate": stack.base_learning_rate}
-        of |= {name: getattr(stack, name) for name in SETTINGS if name not in ("learning_rate", "max_skips")}
-        of["terms"] = {each: float(term.coefficient) for each, term in terms.items()}
-    if checkpoints is not None:
-        keeper = checkpoints() if callable(checkpoints) else Checkpoints(Path(checkpoints)).together()
+        fitting.keep(Checkpoints(Path(checkpoints)).together(), of=_identity(source, batch_size, trainer))
+    elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
+        fitting.keep(checkpoints(), of={})
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
     with forked, fast_products(_multiplications(model, source, batch_size)):
         torch.manual_seed(seed + 1_000_003 * processes.rank())
-        if keeper is not None and keeper.found is not None:
-            load_state_dict(keeper.found.state)
-        done = epochs if history.stopped == "patience" else len(history.epochs)
-        history.stopped = "patience" if history.stopped == "patience" else "epochs"
-        clock.start()
-        train(trainer, map(epoch, range(done, epochs)), stop=record, after=finish)
-    if best:
-        model.load_state_dict(best)
-    else:
-        stack.keep_average()
+        fitting.run()
     if logger is not None and isinstance(log, (str, Path)):
         logger.close()
-    return history
+    return fitting.history
+
+
+@dataclass
+class _Fitting:
+    """What `fit` does for the loop: an epoch's batches in, a row of the history out; and all of its state."""
+
+    trainer: Trainer
+    source: Batch | DataLoader[Any]
+    epochs: int
+    batch_size: int
+    sampler: Callable[[Batch, torch.Generator], Tensor]
+    augment: Augment | None
+    after: Callable[[dict[str, float], Report], bool | None] | None
+    generator: torch.Generator
+    seed: int
+    place: torch.device
+    held_out: Batch | DataLoader[Any] | None = None
+    patience: int | None = None
+    logger: Logger | None = None
+    keeper: Checkpoints | None = None
+    history: History = field(default_factory=History)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    seen: int = 0  # examples, of all processes
+    # Of the epoch that is under way:
+    sizes: list[int] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    hits: list[Tensor] = field(default_factory=list)
+    judged: int = 0  # targets: of sequences several an example
+    whole: list[Report] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model, self.stack = self.trainer.model, self.trainer.optimizer
+        self.name, self.main = next(iter(self.trainer.terms.items()))
+        self.column = self.main.target if isinstance(self.main.target, str) else "target"
+        self.classifies = isinstance(plain(self.main.head), Categorical)
+        self.ranks, self.rows = processes.size(), 0
+        self.skipped = self.stack.skipped
+        self.clock = _Clock()
+        # Of what processes do differently; alone, one does it all.
+        self.augmenting = self.generator
+        if self.ranks > 1:
+            self.augmenting = torch.Generator().manual_seed(self.seed + 1_000_003 * processes.rank())
+
+    def validate(self, held_out: Batch | DataLoader[Any], metrics: Metrics | None) -> None:
+        """Score these data after each epoch, if they fit the model and its terms."""
+        tested = _first(held_out, self.place, "validation")
+        self.scored = {self.name: replace(self.main, target=self.column, weight=one)} | {
+            name: replace(term, weight=one)
+            for name, term in self.trainer.terms.items()
+            if isinstance(term.target, str) and term.target in tested.columns
+        }
+        _check(self.model, self.scored, tested, "validation")
+        self.held_out, self.metrics = held_out, metrics
+
+    def watch(self, patience: int, monitor: str, mode: Mode) -> None:
+        """Stop after so many epochs in which this column of the history became no better."""
+        known = {"loss", *self._scores()}
+        if monitor not in known:
+            raise ValueError(f"monitor is one of {', '.join(sorted(known))}: it is {monitor!r}")
+        watched = monitor.removeprefix("val_")
+        lower = LOWER_IS_BETTER | {f"{name}_loss" for name in self.scored}
+        if mode == "auto" and watched not in lower | HIGHER_IS_BETTER:
+            raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
+        self.patience, self.monitor = patience, monitor
+        self.least = mode == "min" or (mode == "auto" and watched in lower)
+
+    def keep(self, keeper: Checkpoints, of: dict[str, Any]) -> None:
+        """Save, and go on from what was saved if there is something; `of` must be as it was."""
+        self.keeper, self.of = keeper, of
+
+    def run(self) -> None:
+        """Train to the end, and leave the best or the averaged weights in the model."""
+        if self.keeper is not None and self.keeper.found is not None:
+            self.load_state_dict(self.keeper.found.state)
+        history = self.history
+        done = self.epochs if history.stopped == "patience" else len(history.epochs)
+        history.stopped = "patience" if history.stopped == "patience" else "epochs"
+        self.clock.start()
+        train(self.trainer, map(self._epoch, range(done, self.epochs)), stop=self._record, after=self._finish)
+        if self.best:
+            self.model.load_state_dict(self.best)
+        else:
+            self.stack.keep_average()
+
+    def _epoch(self, n: int) -> Iterator[Batch]:
+        """The batches of an epoch, of several processes each its rows."""
+        self.judged = 0
+        for values in (self.losses, self.hits, self.sizes, self.whole):
+            values.clear()
+        self.model.train()
+        source, place, size = self.source, self.place, self.batch_size
+        if isinstance(source, Batch):
+            index = self.sampler(source, self.generator).to(place)
+            parts: float = -(-len(index) // size)
+            batches: Iterator[Batch] = (source.rows(rows) for rows in index.split(size))
+        else:
+            batches = pieces(source, place, size)
+            parts = _length(source)
+        for i, batch in enumerate(batches):
+            self.stack.progress = min((n + i / parts) / self.epochs, 1.0)
+            if self.ranks > 1:
+                self.rows = len(batch)
+                batch = batch.rows(torch.arange(processes.rank(), self.rows, self.ranks, device=place))
+            yield batch if self.augment is None else self._augmented(batch)
+
+    def _augmented(self, batch: Batch) -> Batch:
+        assert self.augment is not None
+        if isinstance(batch.input, dict):
+            raise ValueError("augmentation takes inputs that are one tensor: they are a dict")
+        inputs, target = self.augment(batch.input, batch[self.column], self.augmenting)
+        return Batch(inputs, {**batch.columns, self.column: target}, batch.mask)
+
+    def _record(self, reports: dict[str, Report]) -> bool:
+        """Note what a step tells; an epoch goes on."""
+        report = reports[self.name]
+        size = len(report.batch) if self.ranks == 1 else self.rows
+        self.sizes.append(size)
+        if self.stack.skipped == self.skipped:
+            loss = report.loss
+            for other in list(reports.values())[1:]:
+                loss = loss + other.loss
+            self.losses.append(loss * size)
+            if self.classifies:
+                found = right(report, self.main.head)
+                self.hits.append(found.sum())
+                self.judged += found.numel()
+        self.skipped = self.stack.skipped
+        if not self.whole or size >= len(self.whole[0].batch):
+            self.whole[:] = [report]
+        return False
+
+    def _finish(self, _: int, reports: dict[str, Report]) -> bool | None:
+        """Add a row to the history; log, save, and say whether training ends."""
+        history, stack = self.history, self.stack
+        n = len(history.epochs)
+        row = self._row(n)
+        stop: bool | None = False
+        with stack.averaged():
+            row |= self._scores()
+            history.epochs.append(row)
+            if self.patience is not None:
+                if _best(history[self.monitor], least=self.least) == n:
+                    history.best_epoch = n + 1
+                    self.best.update({k: v.detach().clone() for k, v in self.model.state_dict().items()})
+                elif n + 1 - (history.best_epoch or 0) >= self.patience:
+                    history.stopped, stop = "patience", True
+            if self.logger is not None:
+                _log(self.logger, row, self.whole[0], self.main.head)
+            if self.after is not None and self.after(row, self.whole[0]):
+                history.stopped, stop = "after", True
+        ends, keeper = stop or n + 1 == self.epochs, self.keeper
+        if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
+            if self.logger is not None:
+                self.logger.flush()  # what was logged until a checkpoint is not lost after it
+            keeper.save(self.seen, self.state_dict(), ("augmenting", "random", "device_random"))
+        self.clock.start()
+        return stop
+
+    def _row(self, n: int) -> dict[str, float]:
+        """What the steps of an epoch came to."""
+        self.seen += sum(self.sizes)
+        counted = max(sum(self.sizes), 1)  # below, it is waited for the device: the epoch is over
+        none = torch.zeros((), device=self.place)
+        loss = (processes.total(sum(self.losses, none)) / counted).item()
+        accuracy = processes.total(sum(self.hits, none))
+        (targets,) = processes.sum_of([float(self.judged)])
+        for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
+            processes.first(buffer)
+        return {
+            "epoch": n + 1.0,
+            "examples": float(self.seen),
+            "steps": float(self.stack.steps),
+            "seconds": self.clock.stop(),
+            "loss": loss,
+            **({"accuracy": accuracy.item() / max(targets, 1)} if self.classifies else {}),
+            "learning_rate": self.stack.learning_rate,
+            "grad_norm": self.stack.grad_norm,
+            "skipped": float(self.stack.skipped),
+        }
+
+    def _scores(self) -> dict[str, float]:
+        """Of the held-out data, if there are any."""
+        if self.held_out is None:
+            return {}
+        scores = _scores(self.model, self.held_out, self.scored, self.metrics)
+        return {f"val_{name}": value for name, value in scores.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that training needs to go on as if it had not been stopped."""
+        return {
+            "of": self.of,
+            "model": self.model.state_dict(),
+            "optimizer": self.stack.state_dict(),
+            "history": asdict(self.history),
+            "best": self.best,
+            "seen": self.seen,
+            "seconds": self.clock.seconds,
+            "generator": self.generator.get_state(),
+            "augmenting": None if self.ranks == 1 else self.augmenting.get_state(),
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.place) if self.place.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, if it is of the same data and settings."""
+        then = state.get("of") or {}
+        changed = {key: now for key, now in self.of.items() if then.get(key, now) != now}
+        if changed:
+            differ = ", ".join(f"{key} {then[key]} -> {now}" for key, now in changed.items())
+            where = "" if self.keeper is None else f" ({self.keeper.folder})"
+            raise ValueError(f"a checkpoint goes on with the same data and settings: {differ}{where}")
+        check_like("model", state["model"], self.model.state_dict())
+        self.model.load_state_dict(state["model"])
+        self.stack.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
+        self.best.update({name: value.to(self.place) for name, value in state["best"].items()})
+        self.seen, self.clock.seconds = state["seen"], state["seconds"]
+        self.skipped = self.stack.skipped
+        self.generator.set_state(state["generator"])
+        if state["augmenting"] is not None:
+            self.augmenting.set_state(state["augmenting"])
+        torch.set_rng_state(state["random"])
+        if state["device_random"] is not None:
+            torch.cuda.set_rng_state(state["device_random"], self.place)
 
 
 def evaluate(
@@ -575,6 +637,21 @@ def _first(source: Batch | DataLoader[Any], place: torch.device, name: str) -> B
     return found
 
 
+def _identity(source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer) -> dict[str, Any]:
+    """What must be as it was, for training to go on from a checkpoint."""
+    stack = trainer.optimizer
+    data = {"data": _digest(source)} if isinstance(source, Batch) else {}
+    named = {name: getattr(stack, name) for name in SETTINGS if name not in ("learning_rate", "max_skips")}
+    return {
+        **data,
+        "batch_size": batch_size,
+        "optimizer": stack.name,
+        "learning_rate": stack.base_learning_rate,
+        **named,
+        "terms": {name: float(term.coefficient) for name, term in trainer.terms.items()},
+    }
+
+
 def _digest(batch: Batch) -> str:
     """By which data are known again."""
     total = hashlib.blake2b(digest_size=8)
@@ -719,18 +796,6 @@ def _drawn_by(sampler: object) -> str | None:
     if getattr(sampler, "func", sampler) is not weighted_sampler:
         return None
     return str(getattr(sampler, "keywords", {}).get("weight", "sample_weight"))
-
-
-def _augmented(
-    batch: Batch,
-    column: str,
-    augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]],
-    generator: torch.Generator,
-) -> Batch:
-    if isinstance(batch.input, dict):
-        raise ValueError("augmentation takes inputs that are one tensor: they are a dict")
-    inputs, target = augment(batch.input, batch[column], generator)
-    return Batch(inputs, {**batch.columns, column: target}, batch.mask)
 
 
 def _best(values: list[float], *, least: bool) -> int:
