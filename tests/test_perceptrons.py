@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pgce import perceptrons
 from pgce.networks import ActorCritic, Value, WithScale, hidden_layers, mlp
 from pgce.perceptrons import Perceptron
 
@@ -34,9 +35,11 @@ def gradients(outputs, network, x):
     return torch.autograd.grad(sum(losses), [x, *network.parameters()])
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 7, 300])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_values_and_gradients_are_those_of_torch(name, rows):
+def test_values_and_gradients_are_those_of_torch(name, rows, fast, monkeypatch):
+    monkeypatch.setattr(perceptrons, "_HAS_FAST_TANH", fast)  # by either way, on any processor
     torch.manual_seed(1)
     network = NETWORKS[name]().double()
     x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
