@@ -63,9 +63,8 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 # It is MKL's, which is slow on other makers' processors. Told by name: measured, runs would not repeat.
-_HAS_FAST_TANH = torch.backends.mkl.is_available() and "Intel" in str(
-    getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name")
-)
+_TOLD: Any = getattr(torch.cpu, "get_capabilities", dict)()  # which older releases of torch lack
+_HAS_FAST_TANH = torch.backends.mkl.is_available() and "Intel" in str(_TOLD.get("cpu_name"))
 
 
 class _LinearTanh(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import pgce
-from pgce import Batch, Term, Trainer, heads, optimizer, policy_gradient, weights
+from pgce import Batch, Term, Trainer, heads, optimizer, training, weights
 from pgce.graphs import constant, filled_size
 from pgce.networks import ActorCritic, Value, mlp
 from pgce.optimizer import Optimizer
@@ -341,14 +341,14 @@ def test_no_step_of_ppo_waits_for_the_device(schedules, tmp_path, monkeypatch):
 @pytest.mark.gpu
 def test_a_round_of_ppo_waits_twice_a_step_and_a_few_times_more(tmp_path, monkeypatch):
     """For actions and with observations; then to count, to whiten, to look, and for what is logged."""
-    after, waited = policy_gradient._Training._after, []
+    after, waited = training._Training._after, []
 
     def counting(self, n, reports):
         ends = after(self, n, reports)
         waited.append(sum("called a synchronizing" in str(each.message) for each in found))
         return ends
 
-    monkeypatch.setattr(policy_gradient._Training, "_after", counting)
+    monkeypatch.setattr(training._Training, "_after", counting)
     agent = pgce.agents.PPO(
         num_envs=16, num_steps=8, total_timesteps=16 * 8 * 9, ent_coef=0.01, device="cuda", quiet=True,
         track=False, runs_dir=str(tmp_path), eval_episodes=1, eval_freq=10**9,
