@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.heads import Categorical, PolicyHead, _of_ids, _p_and_p_log_p, _same_device, _widened
+from pgce.heads import Categorical, PolicyHead, _log_softmax, _of_ids, _p_and_p_log_p, _same_device, _widened
 
 __all__ = ["Beta", "Joint", "MultiCategorical", "SquashedGaussian"]
 
@@ -561,7 +561,7 @@ def _side_by_side(rows: Sequence[Tensor], axes: int = 1) -> Tensor:
 def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
     """−Σ y log p of logits and dense values (..., n, K)."""
     # Selected, not multiplied: 0 · log 0 is 0, where 0 × −∞ is NaN.
-    log_p = F.log_softmax(logits, -1).masked_fill(target == 0, 0)
+    log_p = _log_softmax(logits).masked_fill(target == 0, 0)
     return -(target * log_p).sum((-2, -1))
 
 

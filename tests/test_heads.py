@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributions
 
+from pgce import heads
 from pgce.heads import Bernoulli, Categorical, Gaussian, Laplace, Poisson, Transformed, logit_adjusted, noisy
 
 DOUBLE = torch.float64
@@ -192,3 +194,18 @@ def test_gaussian_refuses_a_scale(scale):
 def test_an_event_needs_its_axes():
     with pytest.raises(ValueError, match="an event of 1 axes"):
         Bernoulli(event_dims=1).cross_entropy(torch.zeros(()), torch.zeros(()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(512, 2), (512, 3), (300, 10), (200, 15), (20, 30, 5), (4, 300), (3, 2)])
+def test_log_softmax_is_that_of_torch_with_classes_first_or_last(shape, dtype, monkeypatch):
+    monkeypatch.setattr(heads, "_REGISTER", 64)  # as with AVX-512, on any processor
+    logits = 5 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    logits[..., 0][logits[..., 1] > 4] = -math.inf  # forbidden
+    own, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    values = heads._log_softmax(own), F.log_softmax(theirs, -1)
+    torch.testing.assert_close(*values)
+    pull = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    for value in values:
+        (value.where(value.isfinite(), 0) * pull).sum().backward()
+    torch.testing.assert_close(own.grad, theirs.grad)
