@@ -583,10 +583,15 @@ def told_mask(info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """
     if "action_mask" not in info:
         return None
-    given = np.stack([np.asarray(row).ravel() for row in info["action_mask"]]).astype(np.bool_)
+    given = info["action_mask"]
     told = np.asarray(info.get("_action_mask", np.ones(len(given), np.bool_)))
-    allowed: NDArray[np.bool_] = given | ~told[:, None]
-    return allowed
+    if isinstance(given, np.ndarray) and not given.dtype.hasobject:
+        allowed: NDArray[np.bool_] = given.reshape(len(given), -1).astype(np.bool_) | ~told[:, None]
+        return allowed
+    rows = [np.hstack(row) if t and row is not None else None for row, t in zip(given, told, strict=True)]
+    if not (known := [row for row in rows if row is not None]):
+        return None
+    return np.stack([np.ones_like(known[0]) if row is None else row for row in rows]).astype(np.bool_)
 
 
 def mask_size(envs: gym.vector.VectorEnv[Any, Any, Any]) -> int:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,8 +22,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from pgce.envs import make, reset, spawn_seeds
-from pgce.envs.guard import EnvironmentFault, action_fault, step_fault
+from pgce.envs.guard import EnvironmentFault, GuardedSyncVectorEnv, action_fault, step_fault
 from pgce.envs.state import get_state, one_step, set_state
+from pgce.envs.workers import GuardedAsyncVectorEnv
 from pgce.rollout import Collector
 
 SEED = 7
@@ -703,6 +705,45 @@ def test_infos_are_told_as_by_gymnasium(workers):
             for key, value in expected.items():
                 assert repr(infos[key]) == repr(value), key
     closed_quickly(envs)
+
+
+class Unlike(gym.Env):
+    """Tells by one name what no array of one type and shape holds."""
+
+    observation_space, action_space = spaces.Discrete(1), spaces.Discrete(2)
+
+    def __init__(self, index):
+        self.index = index
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        told = {
+            "path": np.arange(self.index),
+            "goal": [None, 2, "far"][self.index],
+            "distance": [1, 2.5, np.float32(3)][self.index],
+            "car": [None, {"gear": 1}, {"gear": "R"}][self.index],
+            "in": {"hit": [1.5, None, "wall"][self.index]},
+        }
+        return 0, told if self.index else {"some": 1, **told}
+
+
+@pytest.mark.parametrize("workers", [None, 1, 2, 3])
+def test_infos_that_are_not_alike_are_told_as_they_are(workers):
+    makes = [partial(Unlike, i) for i in range(3)]
+    envs = (
+        GuardedSyncVectorEnv(makes, "U")
+        if workers is None
+        else GuardedAsyncVectorEnv(makes, "U", workers=workers)
+    )
+    info = envs.reset(seed=0)[1]
+    assert [path.tolist() for path in info["path"]] == [[], [0], [0, 1]]
+    assert info["goal"].tolist() == [None, 2, "far"]
+    assert info["distance"].tolist() == [1.0, 2.5, 3.0]
+    assert info["car"].tolist() == [None, {"gear": 1}, {"gear": "R"}]
+    assert info["in"]["hit"].tolist() == [1.5, None, "wall"]
+    assert info["_some"].tolist() == [True, False, False]
+    assert all(info[f"_{key}"].all() for key in ("path", "goal", "distance", "car", "in"))
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
