@@ -255,7 +255,7 @@ def action_fault(space: Space[Any], actions: Any, num_envs: int) -> str | None:
     if array.shape != (num_envs, *shape):
         return f"each of {num_envs} environments has one of shape {shape}: they have shape {array.shape}"
     if isinstance(space, Box):
-        if array.dtype.kind not in "iuf":
+        if array.dtype.kind not in ("iufb" if space.dtype == np.bool_ else "iuf"):
             return f"they are numbers: they are of {array.dtype}"
         low, high = space.low, space.high
         if not ((low <= array) & (array <= high)).all():

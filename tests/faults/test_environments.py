@@ -460,6 +460,9 @@ def test_actions_of_every_space():
     assert action_fault(spaces.Box(-np.inf, np.inf, (1,)), np.full((1, 1), 1e30), 1) is None
     for bad in (np.nan, 1.1, -np.inf):
         assert "they are in Box" in str(action_fault(box, np.array([[0.0, bad]]), 1))
+    flags = np.array([[True, False]])
+    assert action_fault(spaces.Box(0, 1, (2,), np.bool_), flags, 1) is None
+    assert "they are numbers" in str(action_fault(box, flags, 1))
     several = spaces.MultiDiscrete([2, 3])
     assert action_fault(several, np.array([[1, 2]]), 1) is None
     assert "they are in" in str(action_fault(several, np.array([[2, 0]]), 1))
