@@ -75,3 +75,15 @@ def test_an_environment_goes_on_from_a_file_as_it_would_have(steps, tmp_path):
 def test_a_trial_leaves_other_environments_as_they_are():
     assert exactness(walks) == "exact"
     assert START.tolist() == [3, 4]
+
+
+class Strict(Walk):
+    """Raises where an action is not the one that it allows."""
+
+    def step(self, action):
+        assert action == self.time % 2, "not allowed"
+        return super().step(action)
+
+
+def test_an_environment_that_fails_a_trial_is_not_exact():
+    assert exactness(lambda: GuardedSyncVectorEnv([Strict] * 2, "Strict")) == "reseeded"
