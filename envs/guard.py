@@ -587,6 +587,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                 except (Exception, SystemExit) as error:
                     observation, reward, terminated, truncated, info = self._replaced(i, error)
                 if same and (terminated or truncated):
+                    reward = float(reward)  # as with observations: it may be an array
                     info = self._final(observation, info)
                     observation, more = self._reset(i)
                     info |= more

@@ -616,28 +616,30 @@ def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, 
 
 
 class Reuses(gym.Env):
-    """An environment whose observations are one array, counting the steps of an episode of three."""
+    """Observations are one array, rewards another, counting the steps of an episode of three."""
 
     observation_space, action_space = gym.spaces.Box(0, 9, (4,)), gym.spaces.Discrete(2)
 
     def __init__(self, **options):
-        self.array = np.zeros(4, np.float32)
+        self.array, self.reward = np.zeros(4, np.float32), np.zeros(())
 
     def reset(self, *, seed=None, options=None):
-        self.array[:] = 0
+        self.array[:], self.reward[...] = 0, 0
         return self.array, {}
 
     def step(self, action):
         self.array += 1
-        return self.array, 1.0, bool(self.array[0] == 3), False, {}
+        self.reward += 1
+        return self.array, self.reward, bool(self.array[0] == 3), False, {}
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_last_observations_outlive_a_reset_in_the_same_array(kind):
+def test_the_last_step_outlives_a_reset_in_the_same_arrays(kind):
     envs = faulty(kind, "", entry_point=Reuses, autoreset_mode=AutoresetMode.SAME_STEP)
     for t in range(1, 7):
-        observation, *_, info = envs.step(np.zeros(3, int))
+        observation, reward, *_, info = envs.step(np.zeros(3, int))
         assert (observation == t % 3).all()
+        assert (reward == (t - 1) % 3 + 1).all()
         assert ("final_obs" in info) == (t % 3 == 0)
         if t % 3 == 0:
             assert (np.stack(info["final_obs"]) == 3).all()
