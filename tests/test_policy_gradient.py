@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
@@ -280,6 +281,37 @@ def test_environments_are_made_with_their_arguments(tmp_path):
         trained.evaluate(4, env_id="Acrobot-v1")
     with pytest.raises(ValueError, match=r"one observation of .*: .*wrong shape"):
         trained.act(np.zeros(99))
+
+
+class Late(gym.Env):
+    """Holds what cannot be saved, but not from the first."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.total, self.known = 0, None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time, self.total = self.time + 1, self.total + 1
+        self.known = {self.time} if self.total > 90 else None
+        return np.zeros(1, np.float32), 1.0, self.time == 5, False, {}
+
+
+def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "Late-v0", EnvSpec("Late-v0", entry_point=Late))
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "checkpoint_every": 0.0, "quiet": False}
+    settings |= {"eval_episodes": 2}
+    for steps in (512, 640):
+        agent = PPO(env_id="Late-v0", runs_dir=str(tmp_path), run="late", total_timesteps=steps, **settings)
+        agent.allow_change = ("total_timesteps",)
+        run = agent.train()
+        assert run.result["steps"] > steps - 128
+    assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("kind", [A2C, PPO])
