@@ -289,7 +289,7 @@ class Collector:
         states = [self._state]
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
-        lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
+        lost = np.zeros((steps, n), np.bool_)  # an environment failed
         done = np.empty((steps, n), np.bool_)
         first = np.empty((steps + 1, n), np.bool_)  # whether an episode begins with an observation
         first[0] = self._first
@@ -336,6 +336,10 @@ class Collector:
                     memory[t + 1] = encoded
         self._observation, self._state = rows[steps], states[-1]
         self._first = first[steps]
+        # A step in which an environment failed is none of its episode, which was cut before.
+        truncated[:-1] |= lost[1:] & ~done[:-1]
+        truncated[1:] &= ~lost[1:]
+        done = terminated | truncated
         # A step that resets an environment is no transition.
         valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])

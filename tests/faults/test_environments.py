@@ -550,6 +550,7 @@ def test_one_restart_truncates_the_episode_and_the_next_fault_is_raised(kind, mo
 def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     import torch
 
+    from pgce.returns import gae
     from pgce.rollout import Collector
 
     envs = faulty(kind, what, autoreset_mode=mode, env_restarts=1)
@@ -557,7 +558,7 @@ def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     with pytest.warns(RuntimeWarning, match="made anew"):
         rollout = collector.collect()
     assert not rollout.valid[4, 1]
-    assert rollout.truncated[4, 1]
+    assert rollout.truncated[:5, 1].tolist() == [False] * 3 + [True, False]
     assert rollout.valid[:5].sum() == 14
     assert rollout.reward[4, 1] == 0
     lengths = {env: rollout.episode_length[rollout.episode_env == env].tolist() for env in range(3)}
@@ -566,7 +567,10 @@ def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     assert rollout.episode.max() + 1 == len(rollout.episode_length)
     assert rollout.first_episode.sum(0).tolist() == [8, 4, 8]
     value, following = rollout.values(lambda x: x[:, 0])
-    assert following[4, 1] == value[4, 1] == 4
+    assert following[3, 1] == value[4, 1] == 4
+    ends = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward, *ends, value, following, gamma=0.5, gae_lambda=0.5)
+    assert advantage[3, 1] == rollout.reward[3, 1] + 0.5 * 4 - 3
     closed_quickly(envs)
 
 
