@@ -67,6 +67,14 @@ def test_normalisation_is_that_of_all_observations_seen():
     assert torch.equal(copy(seen[0]), normalize(seen[0]))
 
 
+def test_a_feature_whose_variance_float32_does_not_hold_stays_finite():
+    normalize, largest = Normalize(1), torch.finfo(torch.float32).max
+    for _ in range(2):
+        normalize.update(torch.tensor([[1.0], [largest]]))
+        assert normalize.variance.isfinite().all()
+    assert normalize(torch.tensor([[1.0], [largest]])).tolist() == [[-10], [10]]
+
+
 def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
     """Across rollouts, with sums cut at episodes' ends and rows that are no transition left out."""
     g = torch.Generator().manual_seed(0)
