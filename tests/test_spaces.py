@@ -45,7 +45,7 @@ ACTIONS = {
     "box, bounds each": Box(np.array([0.0, -5.0]), np.array([1.0, 5.0]), dtype=np.float64),
     "integer box": Box(-2, 3, (2, 2), np.int64),
     "bytes": Box(0, 255, (3,), np.uint8),
-    "flags": Box(0, 1, (2, 2), np.bool_),
+    "flags": Box(0, 1, (2, 2), np.bool_),  # type: ignore[arg-type]
     "dict": Dict(a=Discrete(3, start=5), b=Box(-1, 1, (2,)), c=MultiBinary(2)),
     "tuple": Tuple((MultiDiscrete([2, 3]), Discrete(2))),
     "nested": Dict(
