@@ -105,7 +105,7 @@ def step_fault(space: Space[Any], observation: Any, *outcome: Any) -> str | None
         reward, *ends = outcome
         if type(reward) not in _NUMBERS and not _is_scalar_array(reward, "iuf"):
             return f"a reward {_shown(reward)}: a number is expected"
-        if not abs(float(reward)) <= _LARGEST:
+        if not abs(reward if type(reward) is int else float(reward)) <= _LARGEST:
             return f"a reward that is not finite in float32: {reward!r}"
         for name, end in zip(("terminated", "truncated"), ends, strict=True):
             if type(end) not in _BOOLEANS and not _is_scalar_array(end, "b"):
@@ -143,13 +143,14 @@ def sound_batch(
         return None
     if not (set(map(type, rewards)) <= _NUMBERS and set(map(type, ends[0] + ends[1])) <= _BOOLEANS):
         return None
-    if not sum(map(abs, map(float, rewards))) <= _LARGEST:
-        return None
     if list in set(map(type, observations)):
         return None
     try:
+        small = sum(map(abs, map(float, rewards))) <= _LARGEST
         batch = np.array(observations)
-    except ValueError:  # of different shapes
+    except Exception:  # of different shapes, tensors of a GPU, integers that no float holds
+        return None
+    if not small:
         return None
     if batch.shape != (len(observations), *(space.shape or ())) or batch.dtype != space.dtype:
         return None

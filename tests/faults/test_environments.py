@@ -32,6 +32,17 @@ SEEDS = spawn_seeds(SEED, 3)
 ID = "pgce-test/Faulty-v0"  # as `faulty` registers it
 KINDS = ["sync", "async"]
 
+
+class NoArray:
+    """As a tensor of a GPU, or one that requires a gradient, tells NumPy."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert")
+
+    def __repr__(self):
+        return "NoArray"
+
+
 # What an environment gives, where, and how that is told.
 VALUES = {
     "shape (8,)": (0, np.zeros(8, np.float32), r"an observation of shape \(8,\): \(4,\) is expected"),
@@ -39,6 +50,7 @@ VALUES = {
     "shape (2, 2)": (0, np.zeros((2, 2), np.float32), r"an observation of shape \(2, 2\): \(4,\) is"),
     "list": (0, [0.0] * 4, r"an observation \[0.0, 0.0, 0.0, 0.0\] of type list: an array of shape \(4,\)"),
     "none": (0, None, "an observation None of type NoneType: an array"),
+    "no array": (0, NoArray(), "an observation NoArray of type NoArray: an array of shape"),
     "complex": (0, np.zeros(4, complex), "an observation of complex128: float32 is expected"),
     "strings": (0, np.array(["0"] * 4), "an observation of <U1: float32 is expected"),
     "float64": (0, np.array([0.0, 1e300, 0.0, 0.0]), "not finite in float32: it has 1e[+]300"),
@@ -49,6 +61,7 @@ VALUES = {
     "reward array": (1, np.ones(1), r"a reward array\(\[1\.\]\) of type ndarray: a number"),
     "reward nan": (1, float("nan"), "a reward that is not finite in float32: nan"),
     "reward inf": (1, np.float64("inf"), "a reward that is not finite in float32: .*inf"),
+    "reward 10^400": (1, 10**400, r"a reward that is not finite in float32: 1000000"),
     "reward 1e300": (1, 1e300, r"a reward that is not finite in float32: 1e\+300"),
     "terminated text": (2, "False", "terminated 'False' of type str: a bool is expected"),
     "terminated one": (2, 1, "terminated 1 of type int: a bool is expected"),
