@@ -614,7 +614,10 @@ class _Training:
     @cached_property
     def level(self) -> str:
         """How exactly the environments can be resumed."""
-        agent, options = self.agent, self.agent.env_options
+        agent, options = (
+            self.agent,
+            {**self.agent.env_options, "env_restarts": 0},
+        )  # it fails at the first fault
         if isinstance(self.collector.envs, AsyncVectorEnv):
             options["vectorization"] = "sync"  # whose states are the same
         return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))

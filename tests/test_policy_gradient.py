@@ -322,6 +322,25 @@ def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_pa
     assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
 
 
+class Strict(Late):
+    """Raises at actions that its mask forbids."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], {"action_mask": np.array([1, 0])}
+
+    def step(self, action):
+        assert action == 0, "not allowed"
+        return *super().step(action)[:-1], {"action_mask": np.array([1, 0])}
+
+
+def test_a_trial_of_what_can_be_saved_restarts_no_environment(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setitem(gym.registry, "Strict-v0", EnvSpec("Strict-v0", entry_point=Strict))
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "checkpoint_every": 0.0, "eval_episodes": 2}
+    agent = PPO(env_id="Strict-v0", runs_dir=str(tmp_path), env_restarts=3, total_timesteps=128, **settings)
+    assert agent.train().result["steps"] > 0
+    assert not [warning for warning in recwarn if "made anew" in str(warning.message)]
+
+
 @pytest.mark.parametrize("kind", [A2C, PPO])
 def test_a_constant_schedule_changes_nothing(kind, tmp_path):
     fields = {"ent_coef": 0.01, "runs_dir": str(tmp_path), **QUICK}
