@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -105,7 +105,7 @@ def step_fault(space: Space[Any], observation: Any, *outcome: Any) -> str | None
         reward, *ends = outcome
         if type(reward) not in _NUMBERS and not _is_scalar_array(reward, "iuf"):
             return f"a reward {_shown(reward)}: a number is expected"
-        if not abs(float(reward)) <= _LARGEST:
+        if not abs(reward if type(reward) is int else float(reward)) <= _LARGEST:
             return f"a reward that is not finite in float32: {reward!r}"
         for name, end in zip(("terminated", "truncated"), ends, strict=True):
             if type(end) not in _BOOLEANS and not _is_scalar_array(end, "b"):
@@ -143,13 +143,14 @@ def sound_batch(
         return None
     if not (set(map(type, rewards)) <= _NUMBERS and set(map(type, ends[0] + ends[1])) <= _BOOLEANS):
         return None
-    if not sum(map(abs, map(float, rewards))) <= _LARGEST:
-        return None
     if list in set(map(type, observations)):
         return None
     try:
+        small = sum(map(abs, map(float, rewards))) <= _LARGEST
         batch = np.array(observations)
-    except ValueError:  # of different shapes
+    except Exception:  # of different shapes, tensors of a GPU, integers that no float holds
+        return None
+    if not small:
         return None
     if batch.shape != (len(observations), *(space.shape or ())) or batch.dtype != space.dtype:
         return None
@@ -255,7 +256,7 @@ def action_fault(space: Space[Any], actions: Any, num_envs: int) -> str | None:
     if array.shape != (num_envs, *shape):
         return f"each of {num_envs} environments has one of shape {shape}: they have shape {array.shape}"
     if isinstance(space, Box):
-        if array.dtype.kind not in "iuf":
+        if array.dtype.kind not in ("iufb" if space.dtype == np.bool_ else "iuf"):
             return f"they are numbers: they are of {array.dtype}"
         low, high = space.low, space.high
         if not ((low <= array) & (array <= high)).all():
@@ -298,20 +299,30 @@ def columns_of(told: Mapping[int, dict[str, Any]]) -> tuple[dict[str, Column], d
     columns: dict[str, Column] = {}
     rest: dict[int, dict[str, Any]] = {}
     for key, (which, values) in by_key.items():
-        kinds = set(map(type, values))
-        one, array = values[0], isinstance(values[0], np.ndarray)
-        alike = len(kinds) == 1 and (not array or len({(value.shape, value.dtype) for value in values}) == 1)
-        plain = (
-            not one.dtype.hasobject
-            if array
-            else type(one) in (int, float, bool) or isinstance(one, np.number)
-        )
-        if alike and plain and key != "final_obs":
+        if _alike(values) and key != "final_obs":
             columns[key] = which, np.array(values)
         else:
             for i, value in zip(which, values, strict=True):
                 rest.setdefault(i, {})[key] = value
     return columns, rest
+
+
+def _alike(values: list[Any]) -> bool:
+    """Whether they are numbers, or arrays of one shape and kind."""
+    kinds = set(map(type, values))
+    if kinds == {np.ndarray}:
+        first = values[0]
+        return not first.dtype.hasobject and all(_fits(value, first.shape, first.dtype) for value in values)
+    return all(kind in (int, float, bool) or issubclass(kind, np.number) for kind in kinds)
+
+
+def _fits(array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    return array.shape == shape and (array.dtype == dtype or {array.dtype.kind, dtype.kind} <= {*"biuf"})
+
+
+def _objects(values: Iterable[Any]) -> NDArray[Any]:
+    """An array (n,) of n things, arrays among them."""
+    return np.fromiter(values, np.dtype(object))
 
 
 class _Guarded(VectorEnv[Any, Any, Any]):
@@ -460,25 +471,44 @@ class _Guarded(VectorEnv[Any, Any, Any]):
     def _told_together(
         self, told: Mapping[int, dict[str, Any]], *columns: dict[str, Column]
     ) -> dict[str, Any]:
-        """The info of all environments as Gymnasium has it, from that of each, or from columns."""
-        if len(told) > 1:
-            column, told = columns_of(told)
-            columns = *columns, column
+        """The info of all environments as Gymnasium has it, from that of each, or from columns.
+
+        What is of several shapes or types, which Gymnasium refuses or casts, is in an array of objects.
+        """
+        column, rest = columns_of(told)
         infos: dict[str, Any] = {}
-        all_ = [*range(self.num_envs)]
-        for each in columns:
+        for each in (*columns, column):
             for key, (which, values) in each.items():
-                if key not in infos and which == all_:
-                    infos[key], infos[f"_{key}"] = values, np.ones(self.num_envs, np.bool_)
-                    continue
-                if key not in infos:
-                    infos[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
-                    infos[f"_{key}"] = np.zeros(self.num_envs, np.bool_)
-                infos[key] = infos[key].astype(np.result_type(infos[key], values), copy=False)
-                infos[key][which], infos[f"_{key}"][which] = values, True
-        for i in sorted(told):
-            infos = self._add_info(infos, told[i], i)
+                self._add(infos, key, which, values)
+        for key in dict.fromkeys(key for info in rest.values() for key in info):
+            own = {i: rest[i][key] for i in sorted(rest) if key in rest[i]}
+            nested = key not in infos and all(isinstance(part, dict) for part in own.values())
+            if nested and key != "final_obs":
+                infos[key], infos[f"_{key}"] = self._told_together(own), np.zeros(self.num_envs, np.bool_)
+                infos[f"_{key}"][[*own]] = True
+            else:
+                self._add(infos, key, [*own], _objects(own.values()))
         return infos
+
+    def _add(self, infos: dict[str, Any], key: str, which: list[int], values: NDArray[Any]) -> None:
+        """Put what some environments tell by a key beside what others do."""
+        n = self.num_envs
+        if key not in infos:
+            if which == [*range(n)]:
+                infos[key], infos[f"_{key}"] = values, np.ones(n, np.bool_)
+                return
+            infos[key] = np.zeros((n, *values.shape[1:]), values.dtype)
+            if values.dtype == object:
+                infos[key].fill(None)
+            infos[f"_{key}"] = np.zeros(n, np.bool_)
+        array, mask = infos[key], infos[f"_{key}"]
+        if _fits(values, (len(which), *array.shape[1:]), array.dtype):
+            array = array.astype(np.result_type(array, values), copy=False)
+        else:
+            array, values = _objects(array), _objects(values)
+            array[~mask] = None
+        array[which], mask[which] = values, True
+        infos[key] = array
 
     def _cut(self, last: Any) -> tuple[Any, ...]:
         """The step of an environment that was replaced: it ends the episode where it was last seen."""
@@ -558,6 +588,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                 except (Exception, SystemExit) as error:
                     observation, reward, terminated, truncated, info = self._replaced(i, error)
                 if same and (terminated or truncated):
+                    reward = float(reward)  # as with observations: it may be an array
                     info = self._final(observation, info)
                     observation, more = self._reset(i)
                     info |= more

@@ -52,9 +52,12 @@ def set_state(envs: Envs | gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
     """Make an environment, made and reset as the other was, what `get_state` told.
 
     Raises:
-        ValueError: the state is of another kind of environment.
+        ValueError: the state is of another kind of environment, or it does not become that.
     """
-    _restore(envs, state, type(envs.unwrapped).__name__)
+    name = type(envs.unwrapped).__name__
+    _restore(envs, state, name)
+    if "own" not in state and not _equal(_saved(envs, name), state):
+        raise ValueError(f"{name} is not what it was saved as after all of that was restored")
 
 
 def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
@@ -88,7 +91,7 @@ def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
                 one_step(envs, action)
             set_state(others, copy.deepcopy(get_state(envs)))
             same = all(_equal(one_step(envs, action), one_step(others, action)) for action in drawn[steps:])
-        except ValueError:
+        except Exception:  # it can't be saved, or fails after that, or refuses actions that a mask forbids
             return "reseeded"
     return "exact" if same else "reseeded"
 
@@ -111,7 +114,8 @@ def _saved(thing: Any, name: str) -> Any:
     if isinstance(thing, np.random.Generator):
         return {"generator": copy.deepcopy(thing.bit_generator.state)}
     if isinstance(thing, (list, tuple, deque)):
-        return [_saved(item, f"{name}[{n}]") for n, item in enumerate(thing)]
+        items = [_saved(item, f"{name}[{n}]") for n, item in enumerate(thing)]
+        return tuple(items) if isinstance(thing, tuple) else items
     if isinstance(thing, dict) and all(isinstance(key, str) for key in thing):
         return {key: _saved(item, f"{name}[{key!r}]") for key, item in _changing(thing)}
     if isinstance(thing, (gym.Env, VectorEnv)):
@@ -139,8 +143,12 @@ def _environments(items: Any) -> bool:
     return any(isinstance(item, (gym.Env, VectorEnv)) for item in items)
 
 
-def _restore(thing: Any, state: Any, name: str) -> Any:
-    """What `thing` becomes by a saved state: itself, changed, where it can be, for what shares it."""
+def _restore(thing: Any, state: Any, name: str, views: set[int] | None = None) -> Any:
+    """What `thing` becomes by a saved state.
+
+    An environment and its generators are changed themselves. What else it holds may be a constant of its
+    module or class, that all start from: it is replaced, but for the arrays `views` (None is all), by id.
+    """
     if isinstance(thing, (gym.Env, VectorEnv)):
         if "own" in state:
             own_setter: Any = thing
@@ -150,35 +158,55 @@ def _restore(thing: Any, state: Any, name: str) -> Any:
         if own.keys() != state.keys():
             other = sorted(own.keys() ^ state.keys())
             raise ValueError(f"the state is of another environment: only one {name} has {other}")
+        views = _views(own)
         for key, value in state.items():
-            setattr(thing, key, _restore(own[key], value, f"{name}.{key}"))
+            setattr(thing, key, _restore(own[key], value, f"{name}.{key}", views))
         return thing
     if isinstance(state, dict) and state.keys() == {"generator"}:
         generator = thing if isinstance(thing, np.random.Generator) else np.random.default_rng()
         generator.bit_generator.state = state["generator"]
         return generator
     if isinstance(thing, np.ndarray) and isinstance(state, np.ndarray):
-        if thing.shape == state.shape and thing.dtype == state.dtype:
-            thing[...] = state
-            return thing
-        return state.copy()
-    if isinstance(thing, (list, tuple, deque)) and isinstance(state, list):
-        if len(thing) == len(state):
-            pairs = enumerate(zip(thing, state, strict=True))
-            restored = [_restore(item, value, f"{name}[{n}]") for n, (item, value) in pairs]
-        else:
-            restored = list(state)
-        if isinstance(thing, list):
-            thing[:] = restored
-            return thing
-        return deque(restored, thing.maxlen) if isinstance(thing, deque) else tuple(restored)
-    if isinstance(thing, dict) and isinstance(state, dict):
+        if thing.shape != state.shape or thing.dtype != state.dtype:
+            return state.copy()
+        array = thing if views is None or id(thing) in views else thing.copy("K")
+        array[...] = state
+        return array
+    if isinstance(state, (list, tuple)):
+        alike = isinstance(thing, (list, tuple, deque)) and len(thing) == len(state)
+        pairs = enumerate(zip(thing if alike else [None] * len(state), state, strict=True))
+        restored = [_restore(item, value, f"{name}[{n}]", views) for n, (item, value) in pairs]
+        if isinstance(thing, deque):
+            return deque(restored, thing.maxlen)
+        if isinstance(thing, tuple):
+            return thing._make(restored) if hasattr(thing, "_make") else tuple(restored)
+        return type(state)(restored)
+    if isinstance(state, dict):
+        items = copy.copy(thing) if isinstance(thing, dict) else {}
         for key, value in state.items():
-            thing[key] = _restore(thing.get(key), value, f"{name}[{key!r}]")
-        for key in [key for key, _ in _changing(thing) if key not in state]:
-            del thing[key]
-        return thing
+            items[key] = _restore(items.get(key), value, f"{name}[{key!r}]", views)
+        for key in [key for key, _ in _changing(items) if key not in state]:
+            del items[key]
+        return items
     return copy.deepcopy(state)
+
+
+def _views(thing: Any) -> set[int]:
+    """The arrays in it that have some memory in common, by id."""
+    by_memory: dict[int, set[int]] = {}
+    parts = [thing]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, (list, tuple, deque)):
+            parts += part
+        elif isinstance(part, np.ndarray):
+            memory = part
+            while isinstance(memory.base, np.ndarray):
+                memory = memory.base
+            by_memory.setdefault(id(memory), set()).add(id(part))
+    return {one for ids in by_memory.values() if len(ids) > 1 for one in ids}
 
 
 def _equal(one: Any, other: Any) -> bool:

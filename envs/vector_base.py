@@ -137,8 +137,8 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             raise ValueError(f"options of reset are {known}: there is no {', '.join(sorted(unknown))}")
         if not (self._has_begun or mask.all()):
             raise ValueError(f"the first reset is of all environments: its reset mask is {mask!r}")
-        if seed is None or isinstance(seed, int):
-            super().reset(seed=seed)
+        if seed is None or isinstance(seed, (int, np.integer)):
+            super().reset(seed=None if seed is None else int(seed))
             self._restart(mask.nonzero()[0], chosen)
         else:
             self._restart_each(mask.nonzero()[0], chosen, [int(one) for one in seed])

@@ -268,8 +268,12 @@ def _make(
     chosen: dict[str, Any] = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
     if vectorization == "vector_entry_point" and own is None:
         raise ValueError(f"{missing}: take sync or async")
+    creator: Any = None
     if own is not None and vectorization in ("auto", "vector_entry_point"):
         creator = load_env_creator(own) if isinstance(own, str) else own
+        if vectorization == "auto" and spec.entry_point is not None and not _does_all(creator, spec, kwargs):
+            creator = None
+    if creator is not None:
         if "autoreset_mode" in inspect.signature(creator).parameters:
             return gym.make_vec(spec, num_envs, "vector_entry_point", **chosen, **kwargs)
         if autoreset_mode in (None, _mode(creator)):
@@ -344,6 +348,13 @@ def _with_vector_version(
     spec = copy.copy(spec)
     spec.vector_entry_point = version
     return spec
+
+
+def _does_all(creator: Any, spec: gym.envs.registration.EnvSpec, kwargs: dict[str, Any]) -> bool:
+    """Whether an environment's own vector version has the wrappers and arguments that the single one has."""
+    known = inspect.signature(creator).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return not spec.additional_wrappers and (takes_all or {*spec.kwargs, *kwargs} <= known.keys())
 
 
 def _mode(creator: Any) -> AutoresetMode | None:

@@ -558,6 +558,7 @@ class _Environment:
         if self.same_step and (terminated or truncated):
             look(self.space, observation, reward, terminated, truncated)
             last = {"final_obs": deepcopy(observation), "final_info": info}  # a reset may reuse its array
+            reward = float(reward)
             observation, info = self._reset()
             info = {**last, **info}
         return observation, reward, terminated, truncated, info

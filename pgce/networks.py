@@ -268,7 +268,7 @@ class Normalize(nn.Module):
         if self.count == 0:
             spread = variance
         self.mean += (share * change).to(self.mean.dtype)
-        self.variance.copy_(spread)
+        self.variance.copy_(spread.clamp(max=torch.finfo(self.variance.dtype).max))
         self.count.copy_(total)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -289,7 +289,7 @@ class Collector:
         states = [self._state]
         reward = np.empty((steps, n), np.float32)
         terminated, truncated = np.empty((2, steps, n), np.bool_)
-        lost = np.zeros((steps, n), np.bool_)  # an environment failed: what was last seen, cut there
+        lost = np.zeros((steps, n), np.bool_)  # an environment failed
         done = np.empty((steps, n), np.bool_)
         first = np.empty((steps + 1, n), np.bool_)  # whether an episode begins with an observation
         first[0] = self._first
@@ -336,6 +336,10 @@ class Collector:
                     memory[t + 1] = encoded
         self._observation, self._state = rows[steps], states[-1]
         self._first = first[steps]
+        # A step in which an environment failed is none of its episode, which was cut before.
+        truncated[:-1] |= lost[1:] & ~done[:-1]
+        truncated[1:] &= ~lost[1:]
+        done = terminated | truncated
         # A step that resets an environment is no transition.
         valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
@@ -583,10 +587,15 @@ def told_mask(info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """
     if "action_mask" not in info:
         return None
-    given = np.stack([np.asarray(row).ravel() for row in info["action_mask"]]).astype(np.bool_)
+    given = info["action_mask"]
     told = np.asarray(info.get("_action_mask", np.ones(len(given), np.bool_)))
-    allowed: NDArray[np.bool_] = given | ~told[:, None]
-    return allowed
+    if isinstance(given, np.ndarray) and not given.dtype.hasobject:
+        allowed: NDArray[np.bool_] = given.reshape(len(given), -1).astype(np.bool_) | ~told[:, None]
+        return allowed
+    rows = [np.hstack(row) if t and row is not None else None for row, t in zip(given, told, strict=True)]
+    if not (known := [row for row in rows if row is not None]):
+        return None
+    return np.stack([np.ones_like(known[0]) if row is None else row for row in rows]).astype(np.bool_)
 
 
 def mask_size(envs: gym.vector.VectorEnv[Any, Any, Any]) -> int:

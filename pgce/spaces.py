@@ -427,7 +427,12 @@ def _leaves(
         return [], [_image(space, at)]
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         width = math.prod(space.shape)
-        return [(width, lambda observation: np.asarray(at(observation), np.float32).reshape(-1, width))], []
+
+        def flat(observation: Any) -> NDArray[np.float32]:
+            array = np.asarray(at(observation), np.float32)
+            return array.reshape(len(array), width)  # which may be 0
+
+        return [(width, flat)], []
     raise ValueError(
         "observations are a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space: "
         f"this one is {space}"

@@ -194,18 +194,24 @@ class _Training:
     @cached_property
     def level(self) -> str:
         """How exactly the environments can be resumed."""
-        agent, options = self.agent, self.agent.env_options
+        agent = self.agent
+        options = {**agent.env_options, "env_restarts": 0}  # it fails at the first fault
         if isinstance(self.collector.envs, AsyncVectorEnv):
             options["vectorization"] = "sync"  # whose states are the same
         return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on as if it had not been stopped: plain data and tensors."""
+        try:
+            collector = self.collector.state_dict(environments=self.level == "exact")
+        except ValueError:  # the environments hold something now that they did not when it was tried
+            self.level = "reseeded"
+            collector = self.collector.state_dict(environments=False)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
-            "collector": self.collector.state_dict(environments=self.level == "exact"),
+            "collector": collector,
             "kept": [rollout.state_dict() for rollout in self.kept],
             "recent": [list(episode) for episode in self.recent],
             "steps": self.steps,
@@ -246,7 +252,7 @@ class _Training:
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
         self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
-        self.unsaved = state.get("unsaved", [])
+        self.unsaved, self.level = state.get("unsaved", []), state["level"]
         self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
@@ -64,6 +65,14 @@ def test_normalisation_is_that_of_all_observations_seen():
     copy = Normalize(3)
     copy.load_state_dict(normalize.state_dict())
     assert torch.equal(copy(seen[0]), normalize(seen[0]))
+
+
+def test_a_feature_whose_variance_float32_does_not_hold_stays_finite():
+    normalize, largest = Normalize(1), torch.finfo(torch.float32).max
+    for _ in range(2):
+        normalize.update(torch.tensor([[1.0], [largest]]))
+        assert normalize.variance.isfinite().all()
+    assert normalize(torch.tensor([[1.0], [largest]])).tolist() == [[-10], [10]]
 
 
 def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
@@ -280,6 +289,56 @@ def test_environments_are_made_with_their_arguments(tmp_path):
         trained.evaluate(4, env_id="Acrobot-v1")
     with pytest.raises(ValueError, match=r"one observation of .*: .*wrong shape"):
         trained.act(np.zeros(99))
+
+
+class Late(gym.Env):
+    """Holds what cannot be saved, but not from the first."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self):
+        self.total, self.known = 0, None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time, self.total = self.time + 1, self.total + 1
+        self.known = {self.time} if self.total > 90 else None
+        return np.zeros(1, np.float32), 1.0, self.time == 5, False, {}
+
+
+def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "Late-v0", EnvSpec("Late-v0", entry_point=Late))
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "checkpoint_every": 0.0, "quiet": False}
+    settings |= {"eval_episodes": 2}
+    for steps in (512, 640):
+        agent = PPO(env_id="Late-v0", runs_dir=str(tmp_path), run="late", total_timesteps=steps, **settings)
+        agent.allow_change = ("total_timesteps",)
+        run = agent.train()
+        assert run.result["steps"] > steps - 128
+    assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
+
+
+class Strict(Late):
+    """Raises at actions that its mask forbids."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], {"action_mask": np.array([1, 0])}
+
+    def step(self, action):
+        assert action == 0, "not allowed"
+        return *super().step(action)[:-1], {"action_mask": np.array([1, 0])}
+
+
+def test_a_trial_of_what_can_be_saved_restarts_no_environment(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setitem(gym.registry, "Strict-v0", EnvSpec("Strict-v0", entry_point=Strict))
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "checkpoint_every": 0.0, "eval_episodes": 2}
+    agent = PPO(env_id="Strict-v0", runs_dir=str(tmp_path), env_restarts=3, total_timesteps=128, **settings)
+    assert agent.train().result["steps"] > 0
+    assert not [warning for warning in recwarn if "made anew" in str(warning.message)]
 
 
 @pytest.mark.parametrize("kind", [A2C, PPO])

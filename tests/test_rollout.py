@@ -16,7 +16,7 @@ import pgce.envs
 from pgce.envs.guard import EnvironmentFault
 from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
 from pgce.policies import actor_critic
-from pgce.rollout import Collector, evaluate
+from pgce.rollout import Collector, evaluate, told_mask
 
 NEXT_STEP = AutoresetMode.NEXT_STEP
 
@@ -332,3 +332,11 @@ def test_columns_are_tensors_of_steps_and_environments(memory):
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             rollout.batch({"advantage": column})
+
+
+def test_masks_are_told_in_any_form_and_not_at_every_step():
+    listed = np.array([[1, 0, 1], None], object)
+    assert told_mask({"action_mask": listed}).tolist() == [[True, False, True], [True] * 3]
+    assert told_mask({"action_mask": listed, "_action_mask": np.zeros(2, bool)}) is None
+    of_two = np.fromiter([(np.array([1, 0]), np.array([0, 1, 1]))], np.dtype(object))
+    assert told_mask({"action_mask": of_two}).tolist() == [[True, False, False, True, True]]

@@ -45,6 +45,7 @@ ACTIONS = {
     "box, bounds each": Box(np.array([0.0, -5.0]), np.array([1.0, 5.0]), dtype=np.float64),
     "integer box": Box(-2, 3, (2, 2), np.int64),
     "bytes": Box(0, 255, (3,), np.uint8),
+    "flags": Box(0, 1, (2, 2), np.bool_),  # type: ignore[arg-type]
     "dict": Dict(a=Discrete(3, start=5), b=Box(-1, 1, (2,)), c=MultiBinary(2)),
     "tuple": Tuple((MultiDiscrete([2, 3]), Discrete(2))),
     "nested": Dict(
@@ -261,6 +262,10 @@ def test_a_box_of_any_shape_and_type_is_flattened():
     assert array.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert observations(Box(-1, 1, (), np.float64)).encode(np.zeros(5)).shape == (5, 1)
     assert observations(Box(0, 1, (2, 2, 2))).encode(np.zeros((5, 2, 2, 2), np.float32)).shape == (5, 8)
+    with_nothing = observations(Dict(forces=Box(-1, 1, (0,)), speed=Box(-1, 1, (2,))))
+    assert (
+        with_nothing.encode({"forces": np.zeros((5, 0)), "speed": np.ones((5, 2))}).tolist() == [[1, 1]] * 5
+    )
 
 
 def test_discrete_observations_become_one_hot_from_their_start():

@@ -165,6 +165,11 @@ def test_the_single_version_begins_alike_from_the_same_seed(env_id):
     assert (mine[0] == reference[0]).all()
 
 
+def test_a_seed_may_be_numpy_s():
+    envs = make("CartPole-v1", 3)
+    assert flat(envs.reset(seed=np.int64(5))) == flat(envs.reset(seed=5))
+
+
 @pytest.mark.parametrize("seeds", [[1, 2], [1, 2, 3, 4], [], [1, -2, 3]])
 def test_seeds_that_are_not_one_each_are_refused(seeds):
     with pytest.raises(ValueError, match=r"a seed is an integer of at least 0, for all or for each of 3 "):

@@ -272,6 +272,26 @@ def test_arguments_that_ours_do_not_know_take_sync(env_id, kwargs, name):
         make(env_id, 2, vectorization="vector_entry_point", **kwargs)
 
 
+def test_what_a_vector_version_does_not_know_takes_sync(register):
+    def vector(num_envs, data="iris"):
+        return VectorClassificationBandit(num_envs, data=data)
+
+    def single(data="iris", noise=0.0):
+        return ClassificationBandit(data=data)
+
+    both = {"entry_point": single, "vector_entry_point": vector}
+    env_id, reward = (
+        register("Both", **both),
+        WrapperSpec("R", "gymnasium.wrappers:TransformReward", {"func": abs}),
+    )
+    wrapped = register("Wrapped", **both, additional_wrappers=(reward,))
+    assert isinstance(make(env_id, 2, data="iris"), VectorClassificationBandit)
+    assert isinstance(make(env_id, 2, noise=0.5), SyncVectorEnv)
+    assert isinstance(make(wrapped, 2), SyncVectorEnv)
+    with pytest.raises(ValueError, match="unexpected keyword argument 'noise'"):
+        make(env_id, 2, vectorization="vector_entry_point", noise=0.5)
+
+
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "version"),
     [

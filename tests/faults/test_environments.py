@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -21,14 +22,26 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from pgce.envs import make, reset, spawn_seeds
-from pgce.envs.guard import EnvironmentFault, action_fault, step_fault
+from pgce.envs.guard import EnvironmentFault, GuardedSyncVectorEnv, action_fault, step_fault
 from pgce.envs.state import get_state, one_step, set_state
+from pgce.envs.workers import GuardedAsyncVectorEnv
 from pgce.rollout import Collector
 
 SEED = 7
 SEEDS = spawn_seeds(SEED, 3)
 ID = "pgce-test/Faulty-v0"  # as `faulty` registers it
 KINDS = ["sync", "async"]
+
+
+class NoArray:
+    """As a tensor of a GPU, or one that requires a gradient, tells NumPy."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert")
+
+    def __repr__(self):
+        return "NoArray"
+
 
 # What an environment gives, where, and how that is told.
 VALUES = {
@@ -37,6 +50,7 @@ VALUES = {
     "shape (2, 2)": (0, np.zeros((2, 2), np.float32), r"an observation of shape \(2, 2\): \(4,\) is"),
     "list": (0, [0.0] * 4, r"an observation \[0.0, 0.0, 0.0, 0.0\] of type list: an array of shape \(4,\)"),
     "none": (0, None, "an observation None of type NoneType: an array"),
+    "no array": (0, NoArray(), "an observation NoArray of type NoArray: an array of shape"),
     "complex": (0, np.zeros(4, complex), "an observation of complex128: float32 is expected"),
     "strings": (0, np.array(["0"] * 4), "an observation of <U1: float32 is expected"),
     "float64": (0, np.array([0.0, 1e300, 0.0, 0.0]), "not finite in float32: it has 1e[+]300"),
@@ -47,6 +61,7 @@ VALUES = {
     "reward array": (1, np.ones(1), r"a reward array\(\[1\.\]\) of type ndarray: a number"),
     "reward nan": (1, float("nan"), "a reward that is not finite in float32: nan"),
     "reward inf": (1, np.float64("inf"), "a reward that is not finite in float32: .*inf"),
+    "reward 10^400": (1, 10**400, r"a reward that is not finite in float32: 1000000"),
     "reward 1e300": (1, 1e300, r"a reward that is not finite in float32: 1e\+300"),
     "terminated text": (2, "False", "terminated 'False' of type str: a bool is expected"),
     "terminated one": (2, 1, "terminated 1 of type int: a bool is expected"),
@@ -458,6 +473,9 @@ def test_actions_of_every_space():
     assert action_fault(spaces.Box(-np.inf, np.inf, (1,)), np.full((1, 1), 1e30), 1) is None
     for bad in (np.nan, 1.1, -np.inf):
         assert "they are in Box" in str(action_fault(box, np.array([[0.0, bad]]), 1))
+    flags = np.array([[True, False]])
+    assert action_fault(spaces.Box(0, 1, (2,), np.bool_), flags, 1) is None
+    assert "they are numbers" in str(action_fault(box, flags, 1))
     several = spaces.MultiDiscrete([2, 3])
     assert action_fault(several, np.array([[1, 2]]), 1) is None
     assert "they are in" in str(action_fault(several, np.array([[2, 0]]), 1))
@@ -545,6 +563,7 @@ def test_one_restart_truncates_the_episode_and_the_next_fault_is_raised(kind, mo
 def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     import torch
 
+    from pgce.returns import gae
     from pgce.rollout import Collector
 
     envs = faulty(kind, what, autoreset_mode=mode, env_restarts=1)
@@ -552,7 +571,7 @@ def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     with pytest.warns(RuntimeWarning, match="made anew"):
         rollout = collector.collect()
     assert not rollout.valid[4, 1]
-    assert rollout.truncated[4, 1]
+    assert rollout.truncated[:5, 1].tolist() == [False] * 3 + [True, False]
     assert rollout.valid[:5].sum() == 14
     assert rollout.reward[4, 1] == 0
     lengths = {env: rollout.episode_length[rollout.episode_env == env].tolist() for env in range(3)}
@@ -561,7 +580,10 @@ def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
     assert rollout.episode.max() + 1 == len(rollout.episode_length)
     assert rollout.first_episode.sum(0).tolist() == [8, 4, 8]
     value, following = rollout.values(lambda x: x[:, 0])
-    assert following[4, 1] == value[4, 1] == 4
+    assert following[3, 1] == value[4, 1] == 4
+    ends = rollout.terminated, rollout.truncated
+    advantage = gae(rollout.reward, *ends, value, following, gamma=0.5, gae_lambda=0.5)
+    assert advantage[3, 1] == rollout.reward[3, 1] + 0.5 * 4 - 3
     closed_quickly(envs)
 
 
@@ -611,28 +633,30 @@ def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, 
 
 
 class Reuses(gym.Env):
-    """An environment whose observations are one array, counting the steps of an episode of three."""
+    """Observations are one array, rewards another, counting the steps of an episode of three."""
 
     observation_space, action_space = gym.spaces.Box(0, 9, (4,)), gym.spaces.Discrete(2)
 
     def __init__(self, **options):
-        self.array = np.zeros(4, np.float32)
+        self.array, self.reward = np.zeros(4, np.float32), np.zeros(())
 
     def reset(self, *, seed=None, options=None):
-        self.array[:] = 0
+        self.array[:], self.reward[...] = 0, 0
         return self.array, {}
 
     def step(self, action):
         self.array += 1
-        return self.array, 1.0, bool(self.array[0] == 3), False, {}
+        self.reward += 1
+        return self.array, self.reward, bool(self.array[0] == 3), False, {}
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_last_observations_outlive_a_reset_in_the_same_array(kind):
+def test_the_last_step_outlives_a_reset_in_the_same_arrays(kind):
     envs = faulty(kind, "", entry_point=Reuses, autoreset_mode=AutoresetMode.SAME_STEP)
     for t in range(1, 7):
-        observation, *_, info = envs.step(np.zeros(3, int))
+        observation, reward, *_, info = envs.step(np.zeros(3, int))
         assert (observation == t % 3).all()
+        assert (reward == (t - 1) % 3 + 1).all()
         assert ("final_obs" in info) == (t % 3 == 0)
         if t % 3 == 0:
             assert (np.stack(info["final_obs"]) == 3).all()
@@ -703,6 +727,45 @@ def test_infos_are_told_as_by_gymnasium(workers):
             for key, value in expected.items():
                 assert repr(infos[key]) == repr(value), key
     closed_quickly(envs)
+
+
+class Unlike(gym.Env):
+    """Tells by one name what no array of one type and shape holds."""
+
+    observation_space, action_space = spaces.Discrete(1), spaces.Discrete(2)
+
+    def __init__(self, index):
+        self.index = index
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        told = {
+            "path": np.arange(self.index),
+            "goal": [None, 2, "far"][self.index],
+            "distance": [1, 2.5, np.float32(3)][self.index],
+            "car": [None, {"gear": 1}, {"gear": "R"}][self.index],
+            "in": {"hit": [1.5, None, "wall"][self.index]},
+        }
+        return 0, told if self.index else {"some": 1, **told}
+
+
+@pytest.mark.parametrize("workers", [None, 1, 2, 3])
+def test_infos_that_are_not_alike_are_told_as_they_are(workers):
+    makes = [partial(Unlike, i) for i in range(3)]
+    envs = (
+        GuardedSyncVectorEnv(makes, "U")
+        if workers is None
+        else GuardedAsyncVectorEnv(makes, "U", workers=workers)
+    )
+    info = envs.reset(seed=0)[1]
+    assert [path.tolist() for path in info["path"]] == [[], [0], [0, 1]]
+    assert info["goal"].tolist() == [None, 2, "far"]
+    assert info["distance"].tolist() == [1.0, 2.5, 3.0]
+    assert info["car"].tolist() == [None, {"gear": 1}, {"gear": "R"}]
+    assert info["in"]["hit"].tolist() == [1.5, None, "wall"]
+    assert info["_some"].tolist() == [True, False, False]
+    assert all(info[f"_{key}"].all() for key in ("path", "goal", "distance", "car", "in"))
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)

@@ -1,0 +1,89 @@
+"""States of environments that are saved, restored, and tried."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from pgce.checkpoint import load_checkpoint, save_checkpoint
+from pgce.envs.guard import GuardedSyncVectorEnv
+from pgce.envs.state import exactness, get_state, set_state
+
+START = np.array([3.0, 4.0], np.float32)
+
+
+class Place(NamedTuple):
+    x: int
+    y: int
+
+
+class Walk(gym.Env):
+    """Holds what real ones do: constants that it starts from, views, tuples by which it looks things up."""
+
+    observation_space, action_space = Box(-1e6, 1e6, (2,)), Discrete(2)
+
+    def __init__(self, limit=100):
+        self.limit = limit
+        self.origin = np.zeros(2, np.float32)
+        self.memory = np.zeros(4, np.float32)
+        self.half = self.memory[:2]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.at, self.since = 0, START, self.origin
+        self.memory[:] = 0
+        self.place, self.visited, self.last = Place(0, 0), [(0, 0)], deque([(0, 0)], maxlen=3)
+        return self.at + self.half, {}
+
+    def step(self, action):
+        self.time += 1
+        self.at, self.since = self.at + action, self.since + 1
+        self.memory += 1
+        x, y = self.np_random.integers(6, size=2).tolist()
+        known = (x, y) in self.visited
+        if not known:
+            self.visited.append((x, y))
+        self.place = Place(self.place.y, x)
+        self.last.append((x, y))
+        reward = known + self.place.x + ((0, 0) in self.last) + self.since[0]
+        return self.at + self.half, float(reward), self.time >= self.limit, False, {}
+
+
+def walks(limit=100):
+    return GuardedSyncVectorEnv([lambda: Walk(limit)] * 2, "Walk")
+
+
+@pytest.mark.parametrize("steps", [3, 30])
+def test_an_environment_goes_on_from_a_file_as_it_would_have(steps, tmp_path):
+    envs, others = walks(40), walks(40)
+    envs.reset(seed=1)
+    others.reset(seed=2)
+    actions = np.random.default_rng(0).integers(0, 2, (100, 2))
+    for action in actions[:steps]:
+        envs.step(action)
+    save_checkpoint(tmp_path, steps, {"envs": get_state(envs)})
+    set_state(others, load_checkpoint(tmp_path).state["envs"])
+    for action in actions[steps:]:  # across a reset
+        assert repr(envs.step(action)) == repr(others.step(action))
+
+
+def test_a_trial_leaves_other_environments_as_they_are():
+    assert exactness(walks) == "exact"
+    assert START.tolist() == [3, 4]
+
+
+class Strict(Walk):
+    """Raises where an action is not the one that it allows."""
+
+    def step(self, action):
+        assert action == self.time % 2, "not allowed"
+        return super().step(action)
+
+
+def test_an_environment_that_fails_a_trial_is_not_exact():
+    assert exactness(lambda: GuardedSyncVectorEnv([Strict] * 2, "Strict")) == "reseeded"
