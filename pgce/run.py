@@ -497,7 +497,7 @@ def main(
     words = sys.argv[1:] if words is None else words
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
     default = flags.from_words(words) if hasattr(flags, "from_words") else None
-    config = [f for w, f in zip(words, [*words[1:], ""], strict=True) if w == "--config"]
+    config = [f for w, f in zip(words, [*words, ""][1:], strict=True) if w == "--config"]
     config += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     if config:
         try:

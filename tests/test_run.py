@@ -279,6 +279,15 @@ def test_threads_are_set_for_the_run_and_given_back(tmp_path):
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("learner", [Reinforce, Supervised])
+def test_no_flag_at_all_takes_the_defaults(learner, monkeypatch):
+    begun = []
+    monkeypatch.setattr("pgce.run.train_or_exit", begun.append)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    main(learner, None)
+    assert begun == [learner().defaults()]
+
+
 def test_a_run_for_each_seed(repository, tmp_path, monkeypatch, capsys):
     """One after the other and in processes: the same results, each in its folder; and what they mean."""
     flags = ["--data", "iris", "--epochs", 2, "--no-track", "--json", "--seeds", 3, 1, 2, "--runs-dir"]
