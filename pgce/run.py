@@ -531,7 +531,7 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
         failed = isinstance(error, (FloatingPointError, EnvironmentFault))
         return 70 if failed else 74 if isinstance(error, OSError) else 2, {}
     stopped = {"interrupt": 130, "terminate": 143}.get(run.result["stopped"], 0)
-    return stopped or (74 if run.result["failed_saves"] else 0), run.result
+    return stopped or (74 if run.result.get("failed_saves") else 0), run.result
 
 
 def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:

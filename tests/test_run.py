@@ -12,6 +12,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -286,6 +287,16 @@ def test_no_flag_at_all_takes_the_defaults(learner, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
     main(learner, None)
     assert begun == [learner().defaults()]
+
+
+def test_a_search_that_ended_well_exits_with_0():
+    """Its result tells of no checkpoints."""
+
+    class Search:
+        def train(self):
+            return SimpleNamespace(result={"stopped": "budget"})
+
+    train_or_exit(Search())
 
 
 def test_a_run_for_each_seed(repository, tmp_path, monkeypatch, capsys):
