@@ -448,7 +448,8 @@ def load_model(run: Path) -> dict[str, Tensor]:
         {'w': tensor([1., 1.])}
     """
     file = run / "model.safetensors"
-    if file.exists() or not (run / "checkpoints").is_dir():
+    ended = file.exists() and (run / "result.json").exists()  # else the file is of an attempt before
+    if ended or not _checkpoints(run / "checkpoints"):
         return load_tensors(file)
     model = load_checkpoint(run / "checkpoints").state.get("model")
     if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):

@@ -266,6 +266,7 @@ class Run:
         self.write("config.json", settings.configuration)
         self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
+        (self.path / "result.json").unlink(missing_ok=True)  # of the attempt before
         found = self.checkpoints.found
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])

@@ -22,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import pgce
 from pgce.agents import Reinforce, Supervised
-from pgce.checkpoint import load_tensors
+from pgce.checkpoint import load_checkpoint, load_model, load_tensors
 from pgce.logger import TAGS
 from pgce.metrics import interquartile_mean
+from pgce.records import Record
 from pgce.run import main, train_or_exit
 
 PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
@@ -287,6 +288,30 @@ def test_no_flag_at_all_takes_the_defaults(learner, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
     main(learner, None)
     assert begun == [learner().defaults()]
+
+
+def test_what_an_attempt_before_left_is_not_that_of_a_run_that_goes_on(tmp_path):
+    """It ended, went on with a larger budget, and was killed: it is resumable, with its newest weights."""
+    short = {"runs_dir": str(tmp_path), "run": "it", "quiet": True, "device": "cpu", "eval_episodes": 1}
+    short |= {"num_envs": 8, "num_steps": 8, "checkpoint_every": 0, "allow_change": ("total_timesteps",)}
+    path = Reinforce(total_timesteps=64, **short).train().path
+    first = load_model(path)
+    states = []
+
+    def killed(step, values):
+        states.append(Record.read(path).state)
+        if step >= 500:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        Reinforce(total_timesteps=1_000, **short).train(metrics=killed)
+    assert set(states) == {"running"}
+    assert Record.read(path).state == "resumable"
+    newest, found = load_model(path), load_checkpoint(path / "checkpoints")
+    assert found.step > 64
+    for name, value in newest.items():
+        assert torch.equal(value, found.state["model"][name])
+    assert any(not torch.equal(newest[name], first[name]) for name in first)
 
 
 def test_a_search_that_ended_well_exits_with_0():
