@@ -762,6 +762,8 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 def _link(path: Path, target: str) -> None:
+    if path.is_dir() and not path.is_symlink():  # of a copy made by a program that follows links
+        _remove(path)
     temporary = _hidden(path)
     temporary.unlink(missing_ok=True)
     try:
