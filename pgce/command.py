@@ -314,6 +314,13 @@ def main(words: Sequence[str] | None = None) -> None:
             COMMANDS[name](words[1:])
         else:
             parse(COMMANDS[name], words[1:], prog=f"pgce {name}")
+    except RuntimeError as error:
+        from pgce.envs.guard import EnvironmentFault  # which costs half a second
+
+        if not isinstance(error, EnvironmentFault):
+            raise
+        print(f"error: {error}\n{error.trace}".rstrip(), file=sys.stderr)
+        sys.exit(70)
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -240,3 +240,16 @@ def test_a_mistake_is_told_in_three_lines(words, part, tmp_path, capsys, monkeyp
     assert part in message
     assert message.startswith("error: ")
     assert len(message.splitlines()) <= 3
+
+
+def test_an_environment_that_fails_ends_an_evaluation_with_70(folder, capsys, monkeypatch):
+    from pgce.envs.guard import EnvironmentFault
+
+    def fails(self, *args, **kwargs):
+        raise EnvironmentFault("environment 0 raised", trace="Traceback of it")
+
+    monkeypatch.setattr("pgce.trained.TrainedAgent.evaluate", fails)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder / "ppo-1")])
+    assert ended.value.code == 70
+    assert capsys.readouterr().err == "error: environment 0 raised\nTraceback of it\n"
