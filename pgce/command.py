@@ -314,6 +314,10 @@ def main(words: Sequence[str] | None = None) -> None:
             COMMANDS[name](words[1:])
         else:
             parse(COMMANDS[name], words[1:], prog=f"pgce {name}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)  # as a program that SIGPIPE ends
     except RuntimeError as error:
         from pgce.envs.guard import EnvironmentFault  # which costs half a second
 

@@ -107,6 +107,14 @@ def test_lists_runs(folder, capsys):
     assert "finished (budget)" in lines[1]
 
 
+def test_a_list_that_nobody_reads_to_its_end_is_no_error(tmp_path):
+    words = [sys.executable, "-m", "pgce", "runs", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+    assert listing.returncode == 141
+
+
 def test_states_of_a_run(tmp_path, monkeypatch):
     from pgce.folders import Lock
 
