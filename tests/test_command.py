@@ -115,6 +115,18 @@ def test_a_list_that_nobody_reads_to_its_end_is_no_error(tmp_path):
     assert listing.returncode == 141
 
 
+def test_what_a_command_warns_of_is_heard(capsys, monkeypatch):
+    def command(number: int = 1) -> None:
+        print(f"warning {number}", file=sys.stderr)
+        sys.exit(3)
+
+    monkeypatch.setitem(COMMANDS, "doctor", command)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--number", "2"])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == "warning 2\n"
+
+
 def test_states_of_a_run(tmp_path, monkeypatch):
     from pgce.folders import Lock
 
