@@ -156,10 +156,21 @@ def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> N
 
     panels: dict[str, dict[str, Any]] = {}
     chosen = [Record.read(run) for run in _some(runs)]
+    without = []
     for (subject, learner), records in groups(chosen).items():
-        panels.setdefault(subject, {})[learner] = [record.curve(tag) for record in records]
+        for record in records:
+            try:
+                curve = record.curve(tag)
+            except ValueError as error:  # of a run that was killed before its first numbers, say
+                without.append(str(error))
+            else:
+                panels.setdefault(subject, {}).setdefault(learner, []).append(curve)
+    if not panels:
+        raise ValueError(without[0])
+    for each in without:
+        print(f"left out: {each}", file=sys.stderr)
     Image.fromarray(learning_curves(panels)).save(out)
-    print(f"{sum(map(len, panels.values()))} curves of {len(chosen)} runs: {out}")
+    print(f"{sum(map(len, panels.values()))} curves of {len(chosen) - len(without)} runs: {out}")
 
 
 def compare(runs: Runs, /, *, json: bool = False) -> None:
@@ -175,11 +186,15 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
     from pgce.records import Record, groups
 
     scores: dict[str, dict[str, Any]] = {}
-    for (subject, learner), records in groups([Record.read(run) for run in _some(runs)]).items():
-        found = [record.score[1] for record in records if record.score is not None]
-        if not found:
-            raise ValueError(f"runs that have ended are compared: of {learner} on {subject} none has")
-        scores.setdefault(subject, {})[learner] = np.array(found)
+    chosen = [Record.read(run) for run in _some(runs)]
+    ended = [record for record in chosen if record.score is not None]
+    if not ended:
+        raise ValueError(f"runs that have ended are compared: of {len(chosen)} none has")
+    for record in chosen:
+        if record.score is None:
+            print(f"left out: {record.path} has not ended ({record.state})", file=sys.stderr)
+    for (subject, learner), records in groups(ended).items():
+        scores.setdefault(subject, {})[learner] = np.array([each.score[1] for each in records if each.score])
     rows = []
     for subject, learners in scores.items():
         best = max(learners, key=lambda name: float(interquartile_mean(learners[name])[0]))

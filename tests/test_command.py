@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -182,6 +183,26 @@ def test_compares(folder, capsys):
     pairs = [(x > y) + 0.5 * (x == y) for x in scores[0] for y in scores[1]]
     assert rows[1]["improves"][0] == pytest.approx(np.mean(pairs))
     assert "IQM" in said(capsys, "compare", *agents)
+
+
+def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
+    """One was killed before it logged, another has curves and no result yet."""
+    ended, young, going = folder / "ppo-1", tmp_path / "young", tmp_path / "going"
+    for path, name in ((young, "config.json"), (going, "config.json"), (going, "metrics.jsonl")):
+        path.mkdir(exist_ok=True)
+        shutil.copy(ended / name, path)
+    (young / "metrics.jsonl").write_text('{"step": 1')
+    main(["plot", str(young), str(ended), str(going), "--out", str(tmp_path / "a.png")])
+    told = capsys.readouterr()
+    assert "1 curves of 2 runs" in told.out
+    assert told.err.startswith(f"left out: {young} has no numbers")
+    assert "has no numbers" in refused(capsys, "plot", young, "--out", tmp_path / "a.png")
+    main(["compare", str(young), str(ended), str(going), "--json"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["runs"] == 1
+    lines = [f"left out: {path} has not ended (unfinished)" for path in (young, going)]
+    assert told.err.splitlines() == lines
+    assert "of 2 none has" in refused(capsys, "compare", young, going)
 
 
 def test_watches(folder, tmp_path, capsys):
