@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 import pgce
 from pgce.agents import PPO, Reinforce, Supervised
 from pgce.command import AGENTS, COMMANDS, main
-from pgce.records import Record, runs
+from pgce.records import Record, groups, runs
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
 
@@ -203,6 +204,17 @@ def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
     lines = [f"left out: {path} has not ended (unfinished)" for path in (young, going)]
     assert told.err.splitlines() == lines
     assert "of 2 none has" in refused(capsys, "compare", young, going)
+
+
+def test_seeds_of_one_experiment_may_differ_in_what_is_written():
+    from pgce.run import _MAY_CHANGE
+
+    records = [
+        Record(Path(), {"learner": "ppo", "env_id": "x", "seed": seed, name: value}, {})
+        for name in _MAY_CHANGE
+        for seed, value in enumerate((False, True))
+    ]
+    assert list(groups(records)) == [("x", "ppo")]
 
 
 def test_watches(folder, tmp_path, capsys):
