@@ -287,12 +287,15 @@ class Run:
             raise ValueError(f"resume is never, and there is a run in {str(self.path)!r}")
         if settings.resume == "must" and not folder.exists():
             raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
+        now = json.loads(json.dumps(settings.configuration))
         if not attempts:
-            if (self.path / "config.json").exists() or folder.exists():
+            begun = read_json(self.path / "config.json", now)
+            ours = isinstance(begun, dict) and differences(begun, now).keys() <= _MAY_CHANGE
+            if folder.exists() or not ours:  # one that was killed right after it began is
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
             self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
             return []
-        now = {**json.loads(json.dumps(settings.configuration)), **_versions()}
+        now |= _versions()
         older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
         config, versions = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
         before = {**older, **config, **versions}
@@ -447,7 +450,7 @@ class Run:
             self._draw()
         self.say(result=summary, model=str(self.path / "model.safetensors"))
         if self.settings.track:
-            self.say(dashboard=f"{_tensorboard()} --logdir {self.path}")
+            self.say(dashboard=shlex.join([*_tensorboard(), "--logdir", str(self.path)]))
         if self.settings.json:
             print(json.dumps(self.result), flush=True)
 
@@ -651,10 +654,10 @@ def _versions() -> dict[str, Any]:
     return versions | {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
 
 
-def _tensorboard() -> str:
-    """The command to type: the one on the path, or the one of this environment."""
+def _tensorboard() -> list[str]:
+    """The words of the command to type: the one on the path, or the one of this environment."""
     beside = Path(sys.executable).with_name("tensorboard")
     found = shutil.which("tensorboard")
     if found is not None and Path(found) == beside:
-        return "tensorboard"
-    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m tensorboard.main"
+        return ["tensorboard"]
+    return [os.path.relpath(beside)] if beside.exists() else [sys.executable, "-m", "tensorboard.main"]

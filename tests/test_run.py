@@ -314,6 +314,29 @@ def test_what_an_attempt_before_left_is_not_that_of_a_run_that_goes_on(tmp_path)
     assert any(not torch.equal(newest[name], first[name]) for name in first)
 
 
+def test_the_dashboard_s_command_can_be_typed(tmp_path, capsys):
+    where = tmp_path / "my runs"
+    run = Supervised(data="iris", epochs=1, device="cpu", runs_dir=str(where)).train()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "--logdir" in line)
+    assert shlex.split(line)[-2:] == ["--logdir", str(run.path)]
+
+
+def test_a_run_that_was_killed_as_it_began_begins_again(tmp_path):
+    """Between config.json and attempts.json; a folder of something else is left alone."""
+    agent = Reinforce(
+        runs_dir=str(tmp_path), run="it", quiet=True, device="cpu", total_timesteps=64, eval_episodes=1
+    )
+    folder = tmp_path / "it"
+    folder.mkdir()
+    for other in ([1], {"mine": 1}, {**agent.configuration, "gamma": 0.5}):
+        (folder / "config.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="is no run that can be resumed"):
+            agent.train()
+        assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(other))
+    (folder / "config.json").write_text(json.dumps({**agent.configuration, "quiet": False}))
+    assert agent.train().result["stopped"] == "budget"
+
+
 def test_a_search_that_ended_well_exits_with_0():
     """Its result tells of no checkpoints."""
 
