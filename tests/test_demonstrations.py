@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -472,6 +473,27 @@ def test_nested_spaces_come_from_minari(collect):
     expected = torch.cat([one.encode(one._stacked([observation])) for observation, _ in rows])
     assert torch.equal(batch.input, expected)
     assert actions(spaces[1]).decode(batch["action"])["x"].tolist() == [action["x"] for _, action in rows]
+
+
+def test_rewards_and_ends_come_from_minari_too(monkeypatch):
+    """Whose episodes have an observation more than actions."""
+
+    class Episode:
+        infos = None
+
+        def __init__(self, many):
+            self.observations, self.actions = np.ones((many + 1, 4)), np.zeros(many, np.int64)
+            self.rewards, self.terminations = np.ones(many), np.zeros(many, bool)
+            self.truncations = np.arange(many) == many - 1
+
+        def __len__(self):
+            return len(self.actions)
+
+    episodes = [Episode(2), Episode(3)]
+    minari = SimpleNamespace(load_dataset=lambda name: SimpleNamespace(iterate_episodes=lambda: episodes))
+    monkeypatch.setitem(sys.modules, "minari", minari)
+    one = Collector(pgce.envs.make("CartPole-v1", 1), mlp(4, 2), 1, seed=0)
+    assert demonstrations("any/data-v0", one, gamma=1.0)["return"].tolist() == [2, 1, 3, 2, 1]
 
 
 def test_without_minari_the_error_names_the_extra(monkeypatch):
