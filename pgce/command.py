@@ -35,6 +35,9 @@ OPTIONAL = {
 }
 """What a part is for, how it is installed, and the modules that it needs."""
 
+_LONGEST = 1_001
+"""Steps of an episode that are watched: one more than many environments end their episodes after."""
+
 Run = Annotated[str, tyro.conf.Positional]
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -114,6 +117,8 @@ def watch(
 ) -> None:
     """Watch the agent of a run: in a window, or as a film where there is no screen.
 
+    An episode of more than 1,001 steps is left there.
+
     Args:
         run: its folder.
         out: write a film, .gif or .mp4, instead of opening a window.
@@ -131,12 +136,11 @@ def watch(
     frames = []
     for episode in range(episodes):
         mode = "human" if out is None else "rgb_array"
-        shown = list(
-            films.play(agent, agent.env_id, agent.env_kwargs, mode=mode, seed=seed + episode, greedy=greedy)
-        )
+        how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
+        shown = list(films.play(agent, agent.env_id, agent.env_kwargs, **how))
         frames += [frame for frame, _ in shown if frame is not None]
-        total = shown[-1][1]
-        print(f"episode {episode + 1}: return {total:.1f}")
+        left = f" so far: it is left after {_LONGEST:,} steps" if len(shown) > _LONGEST else ""
+        print(f"episode {episode + 1}: return {shown[-1][1]:.1f}{left}")
     if out is not None:
         print(f"film: {films.save(out, frames)}")
 
