@@ -196,7 +196,7 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
         raise ValueError(f"runs that have ended are compared: of {len(chosen)} none has")
     for record in chosen:
         if record.score is None:
-            print(f"left out: {record.path} has not ended ({record.state})", file=sys.stderr)
+            print(f"left out: {record.path} has no score ({record.state})", file=sys.stderr)
     for (subject, learner), records in groups(ended).items():
         scores.setdefault(subject, {})[learner] = np.array([each.score[1] for each in records if each.score])
     rows = []

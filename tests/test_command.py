@@ -201,7 +201,7 @@ def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
     main(["compare", str(young), str(ended), str(going), "--json"])
     told = capsys.readouterr()
     assert json.loads(told.out)["runs"] == 1
-    lines = [f"left out: {path} has not ended (unfinished)" for path in (young, going)]
+    lines = [f"left out: {path} has no score (unfinished)" for path in (young, going)]
     assert told.err.splitlines() == lines
     assert "of 2 none has" in refused(capsys, "compare", young, going)
 
