@@ -5,13 +5,11 @@
 
 The expert is a trained agent, which acts; or what any expert did was recorded: arrays in a file, or a Minari
 data set. What is evaluated is the one that learns from it. Its run can be the start of another: `--init`.
-
 With `--beta` a recorded action has the weight w = min(exp(G/β), cap), G the return to go that followed it: of
 behaviour good and bad the good counts more (return-weighted regression).
 
 Pomerleau (1991), Efficient training of artificial neural networks for autonomous navigation.
 Peters and Schaal (2007), Reinforcement learning by reward-weighted regression for operational space control.
-Peng et al. (2019), Advantage-weighted regression: simple and scalable off-policy reinforcement learning.
 """
 
 from __future__ import annotations
@@ -100,8 +98,7 @@ class BC(Minibatched):
         Args:
             env_id: replaces the setting of that name.
             total_timesteps: likewise, in environment steps or recorded examples.
-            data: arrays "observations", "actions" and, if there are any, "action_mask", "rewards",
-                "terminations", "truncations", M rows each, in place of the setting of that name. (The
+            data: arrays as `pgce.demonstrations` takes them, in place of the setting of that name. (The
                 command that is written down cannot repeat them.)
             after: called after every evaluation with the steps and the mean return; True ends the run.
             metrics: called with every step at which numbers are logged, and the numbers by tag.
@@ -119,12 +116,11 @@ class BC(Minibatched):
         if self.expert:
             return None
         source = self.data if self.arrays is None else self.arrays
-        gamma = None if self.beta is None else self.gamma
-        batch = demonstrations(source, collector, self.continuous, gamma)
         if self.beta is None:
-            return batch
+            return demonstrations(source, collector, self.continuous)
+        batch = demonstrations(source, collector, self.continuous, self.gamma)
         returns = batch["return"]
-        advantage = self.standardised(returns, returns, returns == returns)
+        advantage = self.standardised(returns, returns, returns.isfinite())
         return batch.with_columns(weight=pgce.weights.exponential(advantage, self.beta, self.max_weight))
 
     def acting(self, model: ActorCritic) -> nn.Module:
