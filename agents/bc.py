@@ -5,8 +5,11 @@
 
 The expert is a trained agent, which acts; or what any expert did was recorded: arrays in a file, or a Minari
 data set. What is evaluated is the one that learns from it. Its run can be the start of another: `--init`.
+With `--beta` a recorded action has the weight w = min(exp(G/β), cap), G the return to go that followed it: of
+behaviour good and bad the good counts more (return-weighted regression).
 
 Pomerleau (1991), Efficient training of artificial neural networks for autonomous navigation.
+Peters and Schaal (2007), Reinforcement learning by reward-weighted regression for operational space control.
 """
 
 from __future__ import annotations
@@ -51,6 +54,11 @@ class BC(Minibatched):
     data: str = ""
     """Recorded behaviour instead: an .npz file with observations and actions, else the id of a Minari data
     set. Then total_timesteps and eval_freq count examples seen."""
+    beta: float | None = None
+    """Weigh recorded actions by exp(G/β), G the discounted return to go, β in its standard deviations (or in
+    its unit, without `norm_adv`); None weighs all alike. The data then has rewards and ends of episodes."""
+    max_weight: float = 20.0
+    """Largest such weight."""
     batch_size: int = 256
     """Examples a step, of recorded behaviour."""
     num_envs: int = 16
@@ -73,6 +81,8 @@ class BC(Minibatched):
                 "behaviour cloning learns from an expert, the folder of its run, or from data, one of them: "
                 f"expert is {self.expert!r}, data {self.data!r}"
             )
+        if self.beta is not None and self.expert:
+            raise ValueError(f"beta weighs recorded behaviour, not an expert that acts: beta is {self.beta}")
 
     def train(
         self,
@@ -88,8 +98,8 @@ class BC(Minibatched):
         Args:
             env_id: replaces the setting of that name.
             total_timesteps: likewise, in environment steps or recorded examples.
-            data: arrays "observations", "actions" and, if there is one, "action_mask", M rows each, in place
-                of the setting of that name. (The command that is written down cannot repeat them.)
+            data: arrays as `pgce.demonstrations` takes them, in place of the setting of that name. (The
+                command that is written down cannot repeat them.)
             after: called after every evaluation with the steps and the mean return; True ends the run.
             metrics: called with every step at which numbers are logged, and the numbers by tag.
         """
@@ -105,7 +115,13 @@ class BC(Minibatched):
 
         if self.expert:
             return None
-        return demonstrations(self.data if self.arrays is None else self.arrays, collector, self.continuous)
+        source = self.data if self.arrays is None else self.arrays
+        if self.beta is None:
+            return demonstrations(source, collector, self.continuous)
+        batch = demonstrations(source, collector, self.continuous, self.gamma)
+        returns = batch["return"]
+        advantage = self.standardised(returns, returns, returns.isfinite())
+        return batch.with_columns(weight=pgce.weights.exponential(advantage, self.beta, self.max_weight))
 
     def acting(self, model: ActorCritic) -> nn.Module:
         """The expert's policy."""
@@ -122,8 +138,8 @@ class BC(Minibatched):
         return batch.shuffled(math.ceil(len(batch) / self.batch_size), generator)
 
     def weight(self) -> str | Rule:
-        """Every action counts alike."""
-        return pgce.weights.one
+        """Every action counts alike, or by the return that followed it."""
+        return pgce.weights.one if self.beta is None else "weight"
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
         """The expert's observations and actions."""

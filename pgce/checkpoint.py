@@ -448,7 +448,8 @@ def load_model(run: Path) -> dict[str, Tensor]:
         {'w': tensor([1., 1.])}
     """
     file = run / "model.safetensors"
-    if file.exists() or not (run / "checkpoints").is_dir():
+    ended = file.exists() and (run / "result.json").exists()  # else the file is of an attempt before
+    if ended or not _checkpoints(run / "checkpoints"):
         return load_tensors(file)
     model = load_checkpoint(run / "checkpoints").state.get("model")
     if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
@@ -761,6 +762,8 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 def _link(path: Path, target: str) -> None:
+    if path.is_dir() and not path.is_symlink():  # of a copy made by a program that follows links
+        _remove(path)
     temporary = _hidden(path)
     temporary.unlink(missing_ok=True)
     try:

@@ -35,6 +35,9 @@ OPTIONAL = {
 }
 """What a part is for, how it is installed, and the modules that it needs."""
 
+_LONGEST = 1_001
+"""Steps of an episode that are watched: one more than many environments end their episodes after."""
+
 Run = Annotated[str, tyro.conf.Positional]
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -114,6 +117,8 @@ def watch(
 ) -> None:
     """Watch the agent of a run: in a window, or as a film where there is no screen.
 
+    An episode of more than 1,001 steps is left there.
+
     Args:
         run: its folder.
         out: write a film, .gif or .mp4, instead of opening a window.
@@ -131,12 +136,11 @@ def watch(
     frames = []
     for episode in range(episodes):
         mode = "human" if out is None else "rgb_array"
-        shown = list(
-            films.play(agent, agent.env_id, agent.env_kwargs, mode=mode, seed=seed + episode, greedy=greedy)
-        )
+        how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
+        shown = list(films.play(agent, agent.env_id, agent.env_kwargs, **how))
         frames += [frame for frame, _ in shown if frame is not None]
-        total = shown[-1][1]
-        print(f"episode {episode + 1}: return {total:.1f}")
+        left = f" so far: it is left after {_LONGEST:,} steps" if len(shown) > _LONGEST else ""
+        print(f"episode {episode + 1}: return {shown[-1][1]:.1f}{left}")
     if out is not None:
         print(f"film: {films.save(out, frames)}")
 
@@ -156,10 +160,21 @@ def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> N
 
     panels: dict[str, dict[str, Any]] = {}
     chosen = [Record.read(run) for run in _some(runs)]
+    without = []
     for (subject, learner), records in groups(chosen).items():
-        panels.setdefault(subject, {})[learner] = [record.curve(tag) for record in records]
+        for record in records:
+            try:
+                curve = record.curve(tag)
+            except ValueError as error:  # of a run that was killed before its first numbers, say
+                without.append(str(error))
+            else:
+                panels.setdefault(subject, {}).setdefault(learner, []).append(curve)
+    if not panels:
+        raise ValueError(without[0])
+    for each in without:
+        print(f"left out: {each}", file=sys.stderr)
     Image.fromarray(learning_curves(panels)).save(out)
-    print(f"{sum(map(len, panels.values()))} curves of {len(chosen)} runs: {out}")
+    print(f"{sum(map(len, panels.values()))} curves of {len(chosen) - len(without)} runs: {out}")
 
 
 def compare(runs: Runs, /, *, json: bool = False) -> None:
@@ -175,11 +190,15 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
     from pgce.records import Record, groups
 
     scores: dict[str, dict[str, Any]] = {}
-    for (subject, learner), records in groups([Record.read(run) for run in _some(runs)]).items():
-        found = [record.score[1] for record in records if record.score is not None]
-        if not found:
-            raise ValueError(f"runs that have ended are compared: of {learner} on {subject} none has")
-        scores.setdefault(subject, {})[learner] = np.array(found)
+    chosen = [Record.read(run) for run in _some(runs)]
+    ended = [record for record in chosen if record.score is not None]
+    if not ended:
+        raise ValueError(f"runs that have ended are compared: of {len(chosen)} none has")
+    for record in chosen:
+        if record.score is None:
+            print(f"left out: {record.path} has no score ({record.state})", file=sys.stderr)
+    for (subject, learner), records in groups(ended).items():
+        scores.setdefault(subject, {})[learner] = np.array([each.score[1] for each in records if each.score])
     rows = []
     for subject, learners in scores.items():
         best = max(learners, key=lambda name: float(interquartile_mean(learners[name])[0]))
@@ -314,6 +333,17 @@ def main(words: Sequence[str] | None = None) -> None:
             COMMANDS[name](words[1:])
         else:
             parse(COMMANDS[name], words[1:], prog=f"pgce {name}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)  # as a program that SIGPIPE ends
+    except RuntimeError as error:
+        from pgce.envs.guard import EnvironmentFault  # which costs half a second
+
+        if not isinstance(error, EnvironmentFault):
+            raise
+        print(f"error: {error}\n{error.trace}".rstrip(), file=sys.stderr)
+        sys.exit(70)
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Recorded behaviour: observations and the actions that were taken on them, from arrays, files and Minari."""
+"""Recorded behaviour: observations, actions taken on them, what came of it; from arrays, files and Minari."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pgce.checkpoint import write_file
 from pgce.choices import Continuous
+from pgce.returns import discounted
 from pgce.rollout import Collector, told_mask
 from pgce.spaces import actions, apply_mask, encode_actions
 from pgce.trainer import Batch
@@ -27,7 +28,12 @@ Source = str | Path | Mapping[str, Any]
 """An .npz file, the id of a Minari data set, or arrays by name."""
 
 
-def demonstrations(source: Source, collector: Collector, continuous: Continuous = "gaussian") -> Batch:
+_OUTCOME = "rewards", "terminations", "truncations"
+
+
+def demonstrations(
+    source: Source, collector: Collector, continuous: Continuous = "gaussian", gamma: float | None = None
+) -> Batch:
     """Recorded observations, as the collector's policy sees them, and column "action": M examples in memory.
 
     Arrays are named "observations" and "actions", as the environment's spaces have them with M rows on the
@@ -35,10 +41,15 @@ def demonstrations(source: Source, collector: Collector, continuous: Continuous 
     without it all of them are. A Dict or Tuple is a dict or tuple of arrays, or an array each, named by its
     path: "observations/speed", "actions/0".
 
+    With a discount there is also the column "return": the return to go, from "rewards", "terminations" and
+    "truncations", (M,) each. A row is then a step, and the rows of an episode follow each other until one in
+    which it terminated or was truncated; what would have come after a truncation, or the last row, counts 0.
+
     Args:
         source: a file that ends in .npz, else the id of a Minari data set; or the arrays by name.
         collector: of the environments that the policy is for.
         continuous: distribution of the actions of a Box space.
+        gamma: discount of the column "return" a step, in [0, 1]; None leaves it out.
 
     Raises:
         ValueError: an array is missing; has another length, shape or type than the space's, or numbers that
@@ -59,6 +70,13 @@ def demonstrations(source: Source, collector: Collector, continuous: Continuous 
         Traceback (most recent call last):
         ...
         ValueError: actions lie in 0 to 1: row 2 has 2
+        >>> outcome = {
+        ...     "rewards": np.ones(3),
+        ...     "terminations": np.arange(3) == 1,
+        ...     "truncations": np.zeros(3, bool),
+        ... }
+        >>> demonstrations({**data, **outcome}, collector, gamma=0.5)["return"]
+        tensor([1.5000, 1.0000, 1.0000])
     """
     seen, acted = collector.envs.single_observation_space, collector.envs.single_action_space
     arrays = source if isinstance(source, Mapping) else _read(source, seen, acted)
@@ -81,9 +99,11 @@ def demonstrations(source: Source, collector: Collector, continuous: Continuous 
                 f"{mask.dtype} and shape {mask.shape}"
             )
     how = actions(acted, continuous)
-    batch = Batch(
-        collector.encode(observation, mask), {"action": encode_actions(acted, action).to(collector.device)}
-    )
+    columns = {"action": encode_actions(acted, action)}
+    if gamma is not None:
+        columns["return"] = _returns(arrays, many, gamma)
+    columns = {name: column.to(collector.device) for name, column in columns.items()}
+    batch = Batch(collector.encode(observation, mask), columns)
     logits = torch.zeros(how.logits_shape, device=collector.device).expand(many, *how.logits_shape)
     how.head.check(logits, batch["action"])
     if collector.mask_size and isinstance(batch.input, torch.Tensor):
@@ -98,7 +118,7 @@ def demonstrations(source: Source, collector: Collector, continuous: Continuous 
 
 
 class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Environments that keep what they showed and what was done, in their first episodes.
+    """Environments that keep what they showed, what was done and what came of it, in their first episodes.
 
     Every environment keeps a fixed share of the episodes, as `pgce.rollout.evaluate` counts them.
 
@@ -114,8 +134,11 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         >>> recorder = Recorder(pgce.envs.make("CartPole-v1", 4), episodes=10)
         >>> returns, lengths = evaluate(recorder, mlp(4, 2), episodes=10, seed=1)
         >>> arrays = recorder.arrays()
-        >>> sorted(arrays), len(arrays["actions"]) == int(lengths.sum())
-        (['actions', 'observations'], True)
+        >>> sorted(arrays)
+        ['actions', 'observations', 'rewards', 'terminations', 'truncations']
+        >>> ends = (arrays["terminations"] | arrays["truncations"]).nonzero()[0] + 1
+        >>> bool((ends == lengths.cumsum()).all())
+        True
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], episodes: int) -> None:
@@ -126,14 +149,19 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         self._observation: Any = None
         self._mask: NDArray[np.bool_] | None = None
         self._kept: dict[str, list[NDArray[Any]]] = {}
+        self._begun = 0  # episodes, each of which has a number
+        self._number = np.zeros(n, np.int64)  # of the one that an environment is in
+        self._numbers: list[NDArray[np.int64]] = []  # of the rows that are kept
+        self._ended: list[NDArray[np.int64]] = []
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes in all environments, or in those of `options["reset_mask"]`."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        before = self._mask
+        before, which = self._mask, (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
+        observation, info = self.env.reset(seed=seed, options=options)  # takes the mask out of the options
+        self._begin(which)
         self._see(observation, info)
-        if options and "reset_mask" in options and self._mask is not None and before is not None:
-            self._mask = np.where(options["reset_mask"][:, None], self._mask, before)
+        if self._mask is not None and before is not None:
+            self._mask = np.where(which[:, None], self._mask, before)
         return observation, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -145,8 +173,13 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
             self._kept.setdefault(name, []).append(array[rows])
         if self._mask is not None:
             self._kept.setdefault("action_mask", []).append(self._mask[rows])
+        self._numbers.append(self._number[rows])
         observation, reward, terminated, truncated, info = self.env.step(actions)
+        for name, array in zip(_OUTCOME, (reward, terminated, truncated), strict=True):
+            self._kept.setdefault(name, []).append(np.asarray(array)[rows])
         over = terminated | truncated
+        self._ended.append(self._number[over & rows])
+        self._begin(over)
         self._left = self._left - (over & ~self._resetting)
         if self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
             self._resetting = over
@@ -154,14 +187,33 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What was kept, by name, as `demonstrations` takes it."""
-        return {name: np.concatenate(parts) for name, parts in self._kept.items()}
+        """What was kept, by name, as `demonstrations` takes it: a row a step, M in all.
+
+        "observations" and "actions", an array each or one of every part of the space; "rewards" (M,);
+        "terminations" and "truncations" (M,), bool; and "action_mask" (M, K), bool, where there is one.
+
+        The rows of an episode follow each other, and its last is the only one in which it terminated or was
+        truncated. Episodes come in the order of their ends, as the returns of `pgce.rollout.evaluate` do; one
+        that has not ended is left out. What was shown after an episode's last action is not kept.
+        """
+        if not self._kept:
+            return {}
+        number, ended = np.concatenate(self._numbers), np.concatenate(self._ended)
+        rank = np.full(self._begun, -1)
+        rank[ended] = np.arange(len(ended))
+        order = np.argsort(rank[number], kind="stable")[np.count_nonzero(rank[number] < 0) :]
+        return {name: np.concatenate(parts)[order] for name, parts in self._kept.items()}
 
     def save(self, path: str | Path) -> None:
         """Write what was kept as an .npz file."""
         content = BytesIO()
         np.savez_compressed(content, **self.arrays())  # type: ignore[arg-type]
         write_file(Path(path), content.getvalue())
+
+    def _begin(self, which: NDArray[np.bool_]) -> None:
+        """Episodes in these environments have numbers of their own from now on."""
+        self._number = np.where(which, self._begun + np.cumsum(which) - 1, self._number)
+        self._begun += int(np.count_nonzero(which))
 
     def _see(self, observation: Any, info: Mapping[str, Any]) -> None:
         self._observation, self._mask = observation, told_mask(info)
@@ -187,14 +239,33 @@ def _minari(name: str, seen: gym.Space[Any], acted: gym.Space[Any]) -> dict[str,
         ) from error
     parts: dict[str, list[NDArray[Any]]] = {}
     for episode in minari.load_dataset(name).iterate_episodes():
-        recorded = {"observations": episode.observations, "actions": episode.actions}
+        recorded = {name: getattr(episode, name) for name in ("observations", "actions", *_OUTCOME)}
         if (mask := (episode.infos or {}).get("action_mask")) is not None:
             recorded["action_mask"] = mask
-        for key, space in (("observations", seen), ("actions", acted), ("action_mask", None)):
-            if key in recorded:
-                for _, path, array in _leaves(space, recorded[key], key):
-                    parts.setdefault(path, []).append(array[: len(episode)])
+        for key, value in recorded.items():
+            space = {"observations": seen, "actions": acted}.get(key)
+            for _, path, array in _leaves(space, value, key):
+                parts.setdefault(path, []).append(array[: len(episode)])
     return {path: np.concatenate(arrays) for path, arrays in parts.items()}
+
+
+def _returns(arrays: Mapping[str, Any], many: int, gamma: float) -> torch.Tensor:
+    """The return to go of every row (M,)."""
+    if missing := [name for name in _OUTCOME if name not in arrays]:
+        raise ValueError(
+            f"a return is of {', '.join(_OUTCOME)}: {', '.join(missing)} missing, there are "
+            f"{', '.join(map(str, arrays))}"
+        )
+    reward, terminated, truncated = (np.asarray(arrays[name]) for name in _OUTCOME)
+    for name, array in zip(_OUTCOME, (reward, terminated, truncated), strict=True):
+        kinds = "biuf" if name == "rewards" else "biu"
+        if array.shape != (many,) or array.dtype.kind not in kinds or not np.isfinite(array).all():
+            rule = "finite numbers" if name == "rewards" else "true or false"
+            raise ValueError(
+                f"{name} are {rule}, one a row, {(many,)}: they have dtype {array.dtype}, shape {array.shape}"
+            )
+    column = [torch.as_tensor(array)[:, None] for array in (reward.astype(np.float64), terminated, truncated)]
+    return discounted(column[0], column[1].bool(), column[2].bool(), gamma)[:, 0].float()
 
 
 def _entries(space: gym.Space[Any] | None) -> list[tuple[Any, gym.Space[Any]]] | None:

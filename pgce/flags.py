@@ -10,8 +10,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,15 +59,26 @@ def parse(
         SystemExit: 2
     """
     told = io.StringIO()
+    called = kind if isinstance(kind, type) else _later(kind)
     try:
         with redirect_stderr(told):
             options: dict[str, Any] = {"prog": prog, "description": description, "default": default}
-            result: Any = tyro.cli(kind, args=list(words), return_unknown_args=unknown, **options)  # type: ignore[call-overload]
-            return result
+            result: Any = tyro.cli(called, args=list(words), return_unknown_args=unknown, **options)  # type: ignore[call-overload]
     except SystemExit as ended:
         if ended.code:
             print(_short(told.getvalue()), file=sys.stderr)
         raise
+    return result if called is kind else result()
+
+
+def _later(function: Callable[..., T]) -> Callable[..., Callable[[], T]]:
+    """A function of the same signature that returns the call: what it says is not an error of the words."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Callable[[], T]:
+        return partial(function, *args, **kwargs)
+
+    return call
 
 
 def from_config(kind: type[T], file: str | Path) -> T:

@@ -167,7 +167,7 @@ class Logger:
             _make_older(folder)
             _forget(folder / METRICS, resumed)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (folder / METRICS).open("a", encoding="utf-8")
+        self._lines = (folder / METRICS).open("a", 1, encoding="utf-8")  # each line at once, for who looks on
         self._writer = FileWriter(str(folder))
         # At every start but the first, TensorBoard forgets what it has of that step and later ones.
         begun = Event(session_log=SessionLog(status=SessionLog.START))

@@ -142,7 +142,7 @@ class Agent(Learner):
     def from_words(cls, words: Sequence[str]) -> Self:
         """The preset of the environment that a command line names."""
         env_id = cls.env_id
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in zip(words, [*words, ""][1:], strict=True):
             name, equals, value = word.partition("=")
             if name.replace("_", "-") in ("--env", "--env-id"):
                 env_id = value if equals else following

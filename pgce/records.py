@@ -157,6 +157,7 @@ def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 _OWN = {"seed", "run", "runs_dir", "resume", "allow_change", "quiet", "json", "track", "checkpoint_every"}
+_OWN |= {"profile", "capture_video", "tensorboard"}
 """Settings that seeds of one experiment may differ in."""
 
 

@@ -266,6 +266,7 @@ class Run:
         self.write("config.json", settings.configuration)
         self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
+        (self.path / "result.json").unlink(missing_ok=True)  # of the attempt before
         found = self.checkpoints.found
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
@@ -286,12 +287,15 @@ class Run:
             raise ValueError(f"resume is never, and there is a run in {str(self.path)!r}")
         if settings.resume == "must" and not folder.exists():
             raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
+        now = json.loads(json.dumps(settings.configuration))
         if not attempts:
-            if (self.path / "config.json").exists() or folder.exists():
+            begun = read_json(self.path / "config.json", now)
+            ours = isinstance(begun, dict) and differences(begun, now).keys() <= _MAY_CHANGE
+            if folder.exists() or not ours:  # one that was killed right after it began is
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
             self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
             return []
-        now = {**json.loads(json.dumps(settings.configuration)), **_versions()}
+        now |= _versions()
         older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
         config, versions = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
         before = {**older, **config, **versions}
@@ -446,7 +450,7 @@ class Run:
             self._draw()
         self.say(result=summary, model=str(self.path / "model.safetensors"))
         if self.settings.track:
-            self.say(dashboard=f"{_tensorboard()} --logdir {self.path}")
+            self.say(dashboard=shlex.join([*_tensorboard(), "--logdir", str(self.path)]))
         if self.settings.json:
             print(json.dumps(self.result), flush=True)
 
@@ -497,7 +501,7 @@ def main(
     words = sys.argv[1:] if words is None else words
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
     default = flags.from_words(words) if hasattr(flags, "from_words") else None
-    config = [f for w, f in zip(words, [*words[1:], ""], strict=True) if w == "--config"]
+    config = [f for w, f in zip(words, [*words, ""][1:], strict=True) if w == "--config"]
     config += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     if config:
         try:
@@ -531,7 +535,7 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
         failed = isinstance(error, (FloatingPointError, EnvironmentFault))
         return 70 if failed else 74 if isinstance(error, OSError) else 2, {}
     stopped = {"interrupt": 130, "terminate": 143}.get(run.result["stopped"], 0)
-    return stopped or (74 if run.result["failed_saves"] else 0), run.result
+    return stopped or (74 if run.result.get("failed_saves") else 0), run.result
 
 
 def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
@@ -650,10 +654,10 @@ def _versions() -> dict[str, Any]:
     return versions | {package: version(package) for package in ("numpy", "gymnasium", "tensorboard")}
 
 
-def _tensorboard() -> str:
-    """The command to type: the one on the path, or the one of this environment."""
+def _tensorboard() -> list[str]:
+    """The words of the command to type: the one on the path, or the one of this environment."""
     beside = Path(sys.executable).with_name("tensorboard")
     found = shutil.which("tensorboard")
     if found is not None and Path(found) == beside:
-        return "tensorboard"
-    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m tensorboard.main"
+        return ["tensorboard"]
+    return [os.path.relpath(beside)] if beside.exists() else [sys.executable, "-m", "tensorboard.main"]

@@ -123,11 +123,26 @@ class TrainedAgent(Player):
     ) -> NDArray[np.float64]:
         """Play fresh episodes, and write them as an .npz file that `pgce.agents.BC(data=path)` learns from.
 
+        It has a row a step, the episodes one after the other: "observations", "actions", "rewards",
+        "terminations", "truncations" and, where there is one, "action_mask", as
+        `pgce.demonstrations.Recorder.arrays` has them.
+
         Returns:
-            The undiscounted returns (E,).
+            The undiscounted returns (E,), in the order of the file's episodes.
 
         Raises:
             ValueError: the path does not end in .npz, or less than one episode.
+
+        Example:
+            >>> import tempfile, numpy as np, pgce
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     run = pgce.agents.Reinforce(quiet=True, runs_dir=folder).train(total_timesteps=2_048)
+            ...     returns = pgce.load(run.path).record(folder + "/played.npz", episodes=3)
+            ...     with np.load(folder + "/played.npz") as file:
+            ...         rewards, ends = file["rewards"], file["terminations"] | file["truncations"]
+            >>> begins = np.append(0, ends.nonzero()[0][:-1] + 1)  # each episode's first row
+            >>> bool((np.add.reduceat(rewards, begins) == returns).all())
+            True
         """
         if Path(path).suffix != ".npz":
             raise ValueError(f"a file of demonstrations ends in .npz: it is {str(path)!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ SPACE: dict[str, Search] = {
 }
 """Where settings are searched, by name; those that an agent has not are left out."""
 
+_SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+"""What ends a trial, and with it the search."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -85,7 +89,8 @@ def tune(
     A trial's score is the mean return of the evaluation at the end of its budget (which no threshold cuts
     short, unless `stop_at_threshold` says so); of several repeats, each on a seed of its own, the
     interquartile mean. Only the first repeat is pruned, after one of its evaluations. Trials whose settings
-    do not go together are pruned too; those that stop being finite fail.
+    do not go together are pruned too; those that stop being finite fail. A signal to stop ends the search,
+    with the best of the trials that were complete.
 
     Args:
         agent_class: such as `pgce.agents.PPO`.
@@ -141,10 +146,11 @@ def tune(
     start.check()
     path = stamped(Path(start.runs_dir), f"{env_id}__tune-{start.learner}__{start.seed}")
     quiet: dict[str, Any] = {"runs_dir": str(path), "quiet": True, "json": False, "track": False}
-    interrupted = False
+    quiet["run"] = None  # each trial has a folder of its own
+    stopped = ""
 
     def score(trial: optuna.Trial) -> float:
-        nonlocal interrupted
+        nonlocal stopped
         drawn = {name: _suggest(trial, name, search) for name, search in searched.items()}
         agent = dataclasses.replace(start, **drawn, **quiet)
         try:
@@ -160,10 +166,10 @@ def tune(
         for repeat in range(repeats):
             each = dataclasses.replace(agent, seed=start.seed + repeat)
             result = each.train(after=behind if repeat == 0 else None).result
-            if result["stopped"] == "interrupt":
-                interrupted = True
+            if result["stopped"] in _SIGNALS:
+                stopped = result["stopped"]
                 trial.study.stop()
-            if result["stopped"] in ("after", "interrupt"):
+            if result["stopped"] in ("after", *_SIGNALS):
                 raise optuna.TrialPruned(f"stopped ({result['stopped']}) after {result['steps']} steps")
             scores.append(result["eval_mean"])
         return _interquartile_mean(scores)
@@ -188,12 +194,14 @@ def tune(
         optuna.logging.set_verbosity(verbosity)
     states = [trial.state.name.lower() for trial in study.trials]
     if "complete" not in states:
+        if stopped:  # there is nothing to tell: as if nobody had handled it
+            signal.raise_signal(_SIGNALS[stopped])
         raise ValueError(f"one trial or more comes to its end: the {len(states)} were {', '.join(states)}")
     best = dataclasses.replace(start, **study.best_params)
     result = {
         "learner": start.learner,
         "env_id": env_id,
-        "stopped": "interrupt" if interrupted else "budget",
+        "stopped": stopped or "budget",
         "score": study.best_value,
         "settings": study.best_params,
         "command": best.command(),

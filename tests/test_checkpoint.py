@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import shutil
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -327,3 +328,19 @@ def test_a_set_of_files_that_was_not_finished_is_refused(tmp_path, monkeypatch):
     assert (tmp_path / "a.json").read_bytes() == b"2"
     with pytest.raises(CheckpointError, match=r"a\.json is damaged: its SHA-256"):
         load_files(tmp_path)
+
+
+def test_a_folder_copied_with_what_its_links_lead_to_goes_on(tmp_path):
+    """As scp -r and cp -rL do."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "there", step, {"step": step}, best=step == 1)
+    shutil.copytree(tmp_path / "there", tmp_path / "here", symlinks=False)
+    assert load_checkpoint(tmp_path / "here").step == 2
+    for step in (3, 4, 5):
+        save_checkpoint(tmp_path / "here", step, {"step": step}, best=step == 3)
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        *(f"{step:012d}" for step in (3, 4, 5)),
+        "best",
+        "last",
+    }
+    assert (tmp_path / "here" / "last").readlink().name == f"{5:012d}"

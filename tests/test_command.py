@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 import pgce
 from pgce.agents import PPO, Reinforce, Supervised
 from pgce.command import AGENTS, COMMANDS, main
-from pgce.records import Record, runs
+from pgce.records import Record, groups, runs
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
 
@@ -107,6 +109,26 @@ def test_lists_runs(folder, capsys):
     assert "finished (budget)" in lines[1]
 
 
+def test_a_list_that_nobody_reads_to_its_end_is_no_error(tmp_path):
+    words = [sys.executable, "-m", "pgce", "runs", str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listing:
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+    assert listing.returncode == 141
+
+
+def test_what_a_command_warns_of_is_heard(capsys, monkeypatch):
+    def command(number: int = 1) -> None:
+        print(f"warning {number}", file=sys.stderr)
+        sys.exit(3)
+
+    monkeypatch.setitem(COMMANDS, "doctor", command)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--number", "2"])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == "warning 2\n"
+
+
 def test_states_of_a_run(tmp_path, monkeypatch):
     from pgce.folders import Lock
 
@@ -164,6 +186,37 @@ def test_compares(folder, capsys):
     assert "IQM" in said(capsys, "compare", *agents)
 
 
+def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
+    """One was killed before it logged, another has curves and no result yet."""
+    ended, young, going = folder / "ppo-1", tmp_path / "young", tmp_path / "going"
+    for path, name in ((young, "config.json"), (going, "config.json"), (going, "metrics.jsonl")):
+        path.mkdir(exist_ok=True)
+        shutil.copy(ended / name, path)
+    (young / "metrics.jsonl").write_text('{"step": 1')
+    main(["plot", str(young), str(ended), str(going), "--out", str(tmp_path / "a.png")])
+    told = capsys.readouterr()
+    assert "1 curves of 2 runs" in told.out
+    assert told.err.startswith(f"left out: {young} has no numbers")
+    assert "has no numbers" in refused(capsys, "plot", young, "--out", tmp_path / "a.png")
+    main(["compare", str(young), str(ended), str(going), "--json"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["runs"] == 1
+    lines = [f"left out: {path} has no score (unfinished)" for path in (young, going)]
+    assert told.err.splitlines() == lines
+    assert "of 2 none has" in refused(capsys, "compare", young, going)
+
+
+def test_seeds_of_one_experiment_may_differ_in_what_is_written():
+    from pgce.run import _MAY_CHANGE
+
+    records = [
+        Record(Path(), {"learner": "ppo", "env_id": "x", "seed": seed, name: value}, {})
+        for name in _MAY_CHANGE
+        for seed, value in enumerate((False, True))
+    ]
+    assert list(groups(records)) == [("x", "ppo")]
+
+
 def test_watches(folder, tmp_path, capsys):
     pytest.importorskip("pygame")
     film = tmp_path / "film.gif"
@@ -176,6 +229,19 @@ def test_watches(folder, tmp_path, capsys):
         pictures.seek(pictures.n_frames - 1)
         assert (np.asarray(pictures.convert("RGB")) != first).any()
     assert total > 5
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [(1_000, "return 1000.0\n"), (1_600, "return 1001.0 so far: it is left after 1,001 steps\n")],
+)
+def test_a_long_episode_that_is_left_is_told(length, told, folder, capsys, monkeypatch):
+    def play(agent, env_id, env_kwargs, *, most=1_000, **how):
+        for t in range(min(length, most) + 1):
+            yield np.zeros((2, 2, 3), np.uint8), float(t)
+
+    monkeypatch.setattr("pgce.films.play", play)
+    assert said(capsys, "watch", folder / "ppo-1", "--out", folder / "a.gif").startswith(f"episode 1: {told}")
 
 
 def test_explains_a_run(folder, capsys):
@@ -240,3 +306,16 @@ def test_a_mistake_is_told_in_three_lines(words, part, tmp_path, capsys, monkeyp
     assert part in message
     assert message.startswith("error: ")
     assert len(message.splitlines()) <= 3
+
+
+def test_an_environment_that_fails_ends_an_evaluation_with_70(folder, capsys, monkeypatch):
+    from pgce.envs.guard import EnvironmentFault
+
+    def fails(self, *args, **kwargs):
+        raise EnvironmentFault("environment 0 raised", trace="Traceback of it")
+
+    monkeypatch.setattr("pgce.trained.TrainedAgent.evaluate", fails)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(folder / "ppo-1")])
+    assert ended.value.code == 70
+    assert capsys.readouterr().err == "error: environment 0 raised\nTraceback of it\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -145,11 +146,22 @@ def test_what_is_recorded_is_what_was_collected(name, mode, tmp_path):
     batch = demonstrations(tmp_path / "played.npz", collected)
     assert len(batch) == 12
     batched = rollout.batch({})
-    first = (rollout.episode.flatten() < 4) & (rollout.episode.flatten() >= 0) & batched.mask
+    first = kept(rollout, batched)
     assert torch.equal(batch.input, batched.input[first])
+    arrays = envs.arrays()
+    assert arrays["rewards"].tolist() == [1.0] * 12
+    assert arrays["terminations"].tolist() == 4 * [False, False, True], "an episode's rows follow each other"
+    assert arrays["truncations"].tolist() == 12 * [False]
     recorded = how.decode(batch["action"])
     for one, other in zip(flat(recorded), flat(how.decode(batched["action"][first])), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def kept(rollout, batched, episodes=4):
+    """The rows of the first episodes that ended, episode after episode."""
+    episode = torch.where(batched.mask, rollout.episode.flatten(), -1)
+    order = episode.argsort(stable=True)
+    return order[(episode[order] >= 0) & (episode[order] < episodes)]
 
 
 def flat(value):
@@ -187,8 +199,7 @@ def test_masks_are_recorded_and_learned_with(mode):
     assert arrays["action_mask"].shape == (12, 3)
     batch = demonstrations(arrays, collected)
     every = rollout.batch({})
-    first = (rollout.episode.flatten() < 4) & (rollout.episode.flatten() >= 0) & every.mask
-    assert torch.equal(batch.input, every.input[first])
+    assert torch.equal(batch.input, every.input[kept(rollout, every)])
     without = demonstrations({k: v for k, v in arrays.items() if k != "action_mask"}, collected)
     assert (without.input[:, 2:] == 1).all()
     row = int((~arrays["action_mask"]).any(1).argmax())
@@ -286,7 +297,11 @@ def test_a_run_records_what_it_does(tmp_path):
     returns = agent.record(tmp_path / "played.npz", episodes=3, seed=4)
     with np.load(tmp_path / "played.npz") as file:
         arrays = dict(file)
-    assert sorted(arrays) == ["action_mask", "actions", "observations"]
+    outcome = ["rewards", "terminations", "truncations"]
+    assert sorted(arrays) == ["action_mask", "actions", "observations", *outcome]
+    ends = np.flatnonzero(arrays["terminations"] | arrays["truncations"])
+    each = np.split(arrays["rewards"], ends[:-1] + 1)
+    assert [float(part.sum()) for part in each] == returns.tolist(), "in the order of the episodes"
     # The same agent's choice in each of the states, and the same episodes as an evaluation's.
     for t in range(0, len(arrays["actions"]), 50):
         mask = arrays["action_mask"][t]
@@ -294,6 +309,118 @@ def test_a_run_records_what_it_does(tmp_path):
     np.testing.assert_array_equal(returns, agent.evaluate(3, seed=4))
     learned = BC(data=str(tmp_path / "played.npz"), eval_episodes=1, **where)
     assert learned.train("Taxi-v4", total_timesteps=1_000).result["stopped"] == "budget"
+
+
+class Counting(gym.Env):
+    """Observation (episode, step); pays the step; ends after the episode's number + 2, cut if that is odd."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (2,)), Discrete(2)
+    episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self.seen(), self.info()
+
+    def seen(self):
+        return np.array([self.episode, self.t], np.float32)
+
+    def info(self):
+        return {"action_mask": np.array([True, self.t % 2 == 0])}
+
+    def step(self, action):
+        self.t += 1
+        over, odd = self.t == self.episode + 2, self.episode % 2 == 1
+        return self.seen(), float(self.t), over and not odd, over and odd, self.info()
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_episodes_of_several_lengths_are_whole(mode):
+    """Two environments, of which the second is an episode ahead; what has not ended is left out."""
+
+    def ahead():
+        env = Counting()
+        env.episode = 0
+        return env
+
+    envs = Recorder(SyncVectorEnv([Counting, ahead], autoreset_mode=mode), 5)  # three and two
+    policy = pgce.spaces.Masked(torch.nn.Linear(2, 2), 2, pgce.heads.Categorical())
+    collected = Collector(envs, policy, 13, seed=0)
+    collected.collect()
+    arrays = envs.arrays()
+    expected = [(0, 2), (1, 3), (1, 3), (2, 4), (2, 4)]
+    assert arrays["observations"].tolist() == [[e, t] for e, many in expected for t in range(many)]
+    assert arrays["rewards"].tolist() == [t + 1 for _, many in expected for t in range(many)]
+    assert arrays["action_mask"].tolist() == [[True, t % 2 == 0] for _, many in expected for t in range(many)]
+    last = [(e, t == many - 1) for e, many in expected for t in range(many)]
+    assert arrays["terminations"].tolist() == [over and e != 1 for e, over in last]
+    assert arrays["truncations"].tolist() == [over and e == 1 for e, over in last]
+    unfinished = Recorder(SyncVectorEnv([Counting, ahead], autoreset_mode=mode), 5)
+    Collector(unfinished, policy, 4, seed=0).collect()
+    assert unfinished.arrays()["rewards"].tolist() == [1, 2, 1, 2, 3]
+    # The return to go by hand.
+    gammas = 0.5 ** np.arange(4)
+    returns = [(np.arange(t, many) + 1) @ gammas[: many - t] for _, many in expected for t in range(many)]
+    found = demonstrations(arrays, collected, gamma=0.5)["return"]
+    np.testing.assert_allclose(found, returns, rtol=1e-6)
+    assert "return" not in demonstrations(arrays, collected).columns
+
+
+OUTCOME = {"rewards": np.ones(5), "terminations": np.zeros(5, bool), "truncations": np.zeros(5, bool)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": None}, "rewards missing, there are observations, actions, terminations, truncations"),
+        ({"rewards": np.ones(4)}, r"finite numbers, one a row, \(5,\): .* float64, shape \(4,\)"),
+        ({"rewards": np.full(5, np.nan)}, "rewards are finite numbers"),
+        ({"rewards": np.array(["a"] * 5)}, "dtype <U1"),
+        ({"truncations": np.full(5, 0.5)}, "truncations are true or false"),
+        ({"beta": 0.0}, "beta and cap are positive: they are 0.0"),
+        ({"max_weight": -1.0}, "beta and cap are positive"),
+        ({"gamma": 1.5}, r"gamma lies in \[0, 1\]: gamma is 1\.5"),
+    ],
+)
+def test_bad_outcomes_are_refused_where_returns_are_asked_for(changes, message, tmp_path):
+    settings = {"beta": 1.0, **{k: v for k, v in changes.items() if k not in OUTCOME}}
+    arrays = {**GOOD, **OUTCOME, **{k: v for k, v in changes.items() if k in OUTCOME}}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    agent = BC(runs_dir=str(tmp_path / "runs"), **settings, **QUICK)
+    with pytest.raises(ValueError, match=message):
+        agent.train("CartPole-v1", data=arrays)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ValueError, match=r"not an expert that acts: beta is 1\.0"):
+        BC(expert="a", beta=1.0, **QUICK).train("CartPole-v1")
+
+
+def test_of_behaviour_good_and_bad_the_good_is_cloned_by_its_returns(tmp_path):
+    """A controller that balances CartPole, and twice as much that pushes the other way."""
+    good, many = balanced(10), 2
+    envs = Recorder(pgce.envs.make("CartPole-v1", 10), 1_400)
+
+    def worst(x):
+        return torch.stack((torch.zeros(len(x)), -100 * (x @ torch.tensor([0.1, 0.5, 3.0, 1.0]))), -1)
+
+    evaluate(envs, worst, 1_400, seed=0, greedy=True)
+    bad = envs.arrays()
+    rows = slice(many * len(good["actions"]))
+    assert len(bad["actions"][rows]) == rows.stop
+    arrays = {name: np.concatenate((good[name], bad[name][rows])) for name in good}
+    seen = []
+
+    class Spy(BC):
+        def examples(self, collector):
+            seen.append(super().examples(collector))
+            return seen[-1]
+
+    settings = {"norm_obs": True, "eval_greedy": True, "runs_dir": str(tmp_path), **QUICK}
+    alike = BC(**settings).train("CartPole-v1", 100_000, data=arrays)
+    weighed = Spy(beta=0.3, **settings).train("CartPole-v1", 100_000, data=arrays)
+    assert alike.result["eval_mean"] < 100 < 400 < weighed.result["eval_mean"]
+    returns = seen[0]["return"].double().numpy()
+    expected = np.minimum(np.exp((returns - returns.mean()) / returns.std(ddof=1) / 0.3), 20)
+    np.testing.assert_allclose(seen[0]["weight"], expected, rtol=1e-4)
 
 
 @pytest.fixture
@@ -341,10 +468,32 @@ def test_nested_spaces_come_from_minari(collect):
     spaces = SPACES["nested"]
     rows = collect("any/nested-v0", Any(*spaces), lambda observation: spaces[1].sample(), 2)
     one = collector(*spaces)
-    batch = demonstrations("any/nested-v0", one)
+    batch = demonstrations("any/nested-v0", one, gamma=1.0)
+    assert batch["return"].tolist() == [3, 2, 1] * 2
     expected = torch.cat([one.encode(one._stacked([observation])) for observation, _ in rows])
     assert torch.equal(batch.input, expected)
     assert actions(spaces[1]).decode(batch["action"])["x"].tolist() == [action["x"] for _, action in rows]
+
+
+def test_rewards_and_ends_come_from_minari_too(monkeypatch):
+    """Whose episodes have an observation more than actions."""
+
+    class Episode:
+        infos = None
+
+        def __init__(self, many):
+            self.observations, self.actions = np.ones((many + 1, 4)), np.zeros(many, np.int64)
+            self.rewards, self.terminations = np.ones(many), np.zeros(many, bool)
+            self.truncations = np.arange(many) == many - 1
+
+        def __len__(self):
+            return len(self.actions)
+
+    episodes = [Episode(2), Episode(3)]
+    minari = SimpleNamespace(load_dataset=lambda name: SimpleNamespace(iterate_episodes=lambda: episodes))
+    monkeypatch.setitem(sys.modules, "minari", minari)
+    one = Collector(pgce.envs.make("CartPole-v1", 1), mlp(4, 2), 1, seed=0)
+    assert demonstrations("any/data-v0", one, gamma=1.0)["return"].tolist() == [2, 1, 3, 2, 1]
 
 
 def test_without_minari_the_error_names_the_extra(monkeypatch):

@@ -170,3 +170,11 @@ def test_another_tracker_sees_all_that_is_logged(tmp_path):
     agent.track = False
     agent.train(metrics=lambda step, values: seen.append({"step": step, **values}))
     assert len(seen) == len(lines)
+
+
+def test_a_line_of_numbers_is_there_at_once(tmp_path):
+    """Also of a run that is killed, or looked at while it trains."""
+    logger = Logger(tmp_path)
+    logger.scalars(1, {"eval/loss": 0.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "eval/loss": 0.5}
+    logger.close()

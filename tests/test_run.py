@@ -12,6 +12,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import pgce
 from pgce.agents import Reinforce, Supervised
-from pgce.checkpoint import load_tensors
+from pgce.checkpoint import load_checkpoint, load_model, load_tensors
 from pgce.logger import TAGS
 from pgce.metrics import interquartile_mean
+from pgce.records import Record
 from pgce.run import main, train_or_exit
 
 PROJECTOR = ["eval_penultimate.tsv", "eval_penultimate_labels.tsv", "projector_config.pbtxt"]
@@ -277,6 +279,72 @@ def test_threads_are_set_for_the_run_and_given_back(tmp_path):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("learner", [Reinforce, Supervised])
+def test_no_flag_at_all_takes_the_defaults(learner, monkeypatch):
+    begun = []
+    monkeypatch.setattr("pgce.run.train_or_exit", begun.append)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    main(learner, None)
+    assert begun == [learner().defaults()]
+
+
+def test_what_an_attempt_before_left_is_not_that_of_a_run_that_goes_on(tmp_path):
+    """It ended, went on with a larger budget, and was killed: it is resumable, with its newest weights."""
+    short = {"runs_dir": str(tmp_path), "run": "it", "quiet": True, "device": "cpu", "eval_episodes": 1}
+    short |= {"num_envs": 8, "num_steps": 8, "checkpoint_every": 0, "allow_change": ("total_timesteps",)}
+    path = Reinforce(total_timesteps=64, **short).train().path
+    first = load_model(path)
+    states = []
+
+    def killed(step, values):
+        states.append(Record.read(path).state)
+        if step >= 500:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        Reinforce(total_timesteps=1_000, **short).train(metrics=killed)
+    assert set(states) == {"running"}
+    assert Record.read(path).state == "resumable"
+    newest, found = load_model(path), load_checkpoint(path / "checkpoints")
+    assert found.step > 64
+    for name, value in newest.items():
+        assert torch.equal(value, found.state["model"][name])
+    assert any(not torch.equal(newest[name], first[name]) for name in first)
+
+
+def test_the_dashboard_s_command_can_be_typed(tmp_path, capsys):
+    where = tmp_path / "my runs"
+    run = Supervised(data="iris", epochs=1, device="cpu", runs_dir=str(where)).train()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "--logdir" in line)
+    assert shlex.split(line)[-2:] == ["--logdir", str(run.path)]
+
+
+def test_a_run_that_was_killed_as_it_began_begins_again(tmp_path):
+    """Between config.json and attempts.json; a folder of something else is left alone."""
+    agent = Reinforce(
+        runs_dir=str(tmp_path), run="it", quiet=True, device="cpu", total_timesteps=64, eval_episodes=1
+    )
+    folder = tmp_path / "it"
+    folder.mkdir()
+    for other in ([1], {"mine": 1}, {**agent.configuration, "gamma": 0.5}):
+        (folder / "config.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="is no run that can be resumed"):
+            agent.train()
+        assert json.loads((folder / "config.json").read_text()) == json.loads(json.dumps(other))
+    (folder / "config.json").write_text(json.dumps({**agent.configuration, "quiet": False}))
+    assert agent.train().result["stopped"] == "budget"
+
+
+def test_a_search_that_ended_well_exits_with_0():
+    """Its result tells of no checkpoints."""
+
+    class Search:
+        def train(self):
+            return SimpleNamespace(result={"stopped": "budget"})
+
+    train_or_exit(Search())
 
 
 def test_a_run_for_each_seed(repository, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import tyro
 
 from pgce.agents import A2C, GRPO, PPO, Reinforce
 from pgce.policy_gradient import Agent
-from pgce.tuning import SPACE, Between, _interquartile_mean, tune
+from pgce.tuning import SPACE, Between, _interquartile_mean, main, tune
 
 TINY = {"quiet": True, "device": "cpu", "total_timesteps": 1_024, "eval_freq": 256, "eval_episodes": 2}
 
@@ -84,6 +85,37 @@ def test_a_run_ends_where_after_says_so(tmp_path):
     assert seen[-1] == (result["steps"], result["eval_mean"])
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_search_with_the_best_trial_so_far(optuna, number, code, tmp_path, monkeypatch):
+    trained = []
+
+    class Run:
+        def __init__(self, **result):
+            self.result = result
+
+    def train(self, env_id=None, total_timesteps=None, *, after=None):
+        trained.append(self)
+        assert self.run is None, "each has a folder of its own"
+        ends = "budget" if len(trained) < 3 else "terminate" if number == signal.SIGTERM else "interrupt"
+        return Run(stopped=ends, steps=1, eval_mean=float(len(trained)))
+
+    monkeypatch.setattr(Agent, "train", train)
+    words = ["ppo", "--trials", "9", "--runs-dir", str(tmp_path), "--quiet", "--run", "it"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == code
+    assert len(trained) == 3
+    (file,) = tmp_path.glob("*/tuning.json")
+    told = json.loads(file.read_text())
+    assert told["score"] == 2.0, "of the trials that were complete"
+    # Where none was, there is nothing to tell.
+    seen = []
+    monkeypatch.setattr(signal, "raise_signal", lambda number: seen.append(number) or sys.exit(1))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert (len(trained), seen) == (4, [number])
+
+
 def test_settings_that_do_not_go_together_are_pruned(optuna, tmp_path):
     space = {"num_envs": (12, 16)}
     tuned = tune(GRPO, "CartPole-v1", 6, space=space, runs_dir=str(tmp_path), **TINY)
@@ -133,7 +165,8 @@ def test_by_command(optuna, tmp_path):
     flags = ["--env-id", "CartPole-v1", "-n", "1_024", "--gamma", "0.9", "--no-norm-adv", "--seed", "5"]
     where = ["--eval-episodes", "2", "--runs-dir", str(tmp_path)]
     command = [sys.executable, "-m", "pgce.tuning", "a2c", "--trials", "2", *flags, *where]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--run", "it"], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
     (found,) = tmp_path.glob("CartPole-v1__tune-a2c__5__*/tuning.json")
     told = json.loads(found.read_text())
     assert told["command"] in done.stdout
