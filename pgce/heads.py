@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _LOG_2PI = math.log(2 * math.pi)
-_NO_IGNORED_CLASS = torch.iinfo(torch.int64).min  # torch would silently skip class -100
+_EACH: Any = {"reduction": "none", "ignore_index": torch.iinfo(torch.int64).min}  # it would skip class -100
 
 
 @runtime_checkable
@@ -601,19 +601,26 @@ def _widened(logits: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """log p_k of logits (..., K), in nats: torch's, on a CPU with the classes first where they are few.
+    """log p_k of logits (..., K), in nats."""
+    if not _classes_first(logits):
+        return F.log_softmax(logits, -1)
+    log_p = F.log_softmax(logits.flatten(0, -2).t(), 0).t()
+    return log_p if logits.ndim == 2 else log_p.view(logits.shape)
 
-    Along the last axis a CPU takes them one by one if they do not fill a register, which costs up to five
-    times as much (10 classes with AVX-512).
+
+def _classes_first(logits: Tensor) -> bool:
+    """Whether the log-softmax of logits (..., K) is sooner had along another axis than the last.
+
+    A CPU takes classes one by one if they do not fill a register, which costs up to five times as much (10
+    classes with AVX-512).
     """
-    few = 1 < logits.shape[-1] * logits.element_size() < _REGISTER and logits.numel() >= _MANY
-    if few and logits.is_cpu:
-        return F.log_softmax(logits.flatten(0, -2).t(), 0).t().view(logits.shape)
-    return F.log_softmax(logits, -1)
+    classes = logits.shape[-1]
+    few = classes * logits.element_size() < _REGISTER and classes * logits.numel() >= _MANY
+    return few and logits.is_cpu
 
 
 _REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
-_MANY = 1024  # logits from which on the way to the classes' axis and back is the shorter one
+_MANY = 12_000  # rows · K², as which one by one grows, that take as long as the way to another axis and back
 
 
 def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -656,8 +663,9 @@ def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
         return _of_ids(logits.reshape(-1, logits.shape[-1]), target.reshape(-1)).view(target.shape)
     try:
         ids = target if target.dtype == torch.int64 else target.long()
-        log_p = _log_softmax(logits)
-        return F.nll_loss(log_p, ids, reduction="none", ignore_index=_NO_IGNORED_CLASS)
+        if _classes_first(logits):
+            return F.nll_loss(_log_softmax(logits), ids, **_EACH)
+        return F.cross_entropy(logits, ids, **_EACH)
     except IndexError:
         low, high = (int(edge) for edge in torch.aminmax(target))
         raise _class_id_error(low, high, logits.shape[-1]) from None
