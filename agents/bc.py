@@ -1,4 +1,4 @@
-"""Behaviour cloning: the expert's action is the target y, every weight w is 1. A classifier of observations.
+"""Behaviour cloning: the expert's action is the target y, the weight w is 1. A classifier of observations.
 
     python agents/bc.py --env-id CartPole-v1 --expert runs/CartPole-v1__ppo__1__...
     python agents/bc.py --env-id CartPole-v1 --data demonstrations.npz
