@@ -5,8 +5,8 @@
 
 The expert is a trained agent, which acts; or what any expert did was recorded: arrays in a file, or a Minari
 data set. What is evaluated is the one that learns from it. Its run can be the start of another: `--init`.
-With `--beta` a recorded action has the weight w = min(exp(G/β), cap), G the return to go that followed it: of
-behaviour good and bad the good counts more (return-weighted regression).
+With `--beta` a recorded action has the weight w = min(exp(A/β), cap), A the return to go that followed, less
+the mean of all: of behaviour good and bad the good counts more (return-weighted regression).
 
 Pomerleau (1991), Efficient training of artificial neural networks for autonomous navigation.
 Peters and Schaal (2007), Reinforcement learning by reward-weighted regression for operational space control.
@@ -55,8 +55,8 @@ class BC(Minibatched):
     """Recorded behaviour instead: an .npz file with observations and actions, else the id of a Minari data
     set. Then total_timesteps and eval_freq count examples seen."""
     beta: float | None = None
-    """Weigh recorded actions by exp(G/β), G the discounted return to go, β in its standard deviations (or in
-    its unit, without `norm_adv`); None weighs all alike. The data then has rewards and ends of episodes."""
+    """Weigh recorded actions by exp(A/β), A the discounted return to go, standardised (as it is, without
+    `norm_adv`); None weighs all alike. The data then has rewards and ends of episodes."""
     max_weight: float = 20.0
     """Largest such weight."""
     batch_size: int = 256

@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 
 __all__ = ["exactness", "get_state", "set_state"]
 
@@ -80,19 +81,19 @@ def exactness(make: Callable[[], Envs], steps: int = 50) -> str:
         >>> exactness(lambda: pgce.envs.make("CartPole-v1", 2))
         'exact'
     """
-    with closing(make()) as envs, closing(make()) as others:
-        actions = copy.deepcopy(envs.action_space)
-        actions.seed(0)
-        drawn = [actions.sample() for _ in range(2 * steps)]
-        envs.reset(seed=1)
-        others.reset(seed=2)
-        try:
+    try:
+        with closing(make()) as envs, closing(make()) as others:
+            actions = copy.deepcopy(envs.action_space)
+            actions.seed(0)
+            drawn = [actions.sample() for _ in range(2 * steps)]
+            envs.reset(seed=1)
+            others.reset(seed=2)
             for action in drawn[:steps]:
                 one_step(envs, action)
             set_state(others, copy.deepcopy(get_state(envs)))
             same = all(_equal(one_step(envs, action), one_step(others, action)) for action in drawn[steps:])
-        except Exception:  # it can't be saved, or fails after that, or refuses actions that a mask forbids
-            return "reseeded"
+    except Exception:  # it can't be saved, or made twice, or fails, or refuses actions that a mask forbids
+        return "reseeded"
     return "exact" if same else "reseeded"
 
 
@@ -143,11 +144,11 @@ def _environments(items: Any) -> bool:
     return any(isinstance(item, (gym.Env, VectorEnv)) for item in items)
 
 
-def _restore(thing: Any, state: Any, name: str, views: set[int] | None = None) -> Any:
+def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -> Any:
     """What `thing` becomes by a saved state.
 
     An environment and its generators are changed themselves. What else it holds may be a constant of its
-    module or class, that all start from: it is replaced, but for the arrays `views` (None is all), by id.
+    module or class, that all start from: it is replaced, by one copy wherever one array was.
     """
     if isinstance(thing, (gym.Env, VectorEnv)):
         if "own" in state:
@@ -158,9 +159,9 @@ def _restore(thing: Any, state: Any, name: str, views: set[int] | None = None) -
         if own.keys() != state.keys():
             other = sorted(own.keys() ^ state.keys())
             raise ValueError(f"the state is of another environment: only one {name} has {other}")
-        views = _views(own)
+        shared = _Shared(own)
         for key, value in state.items():
-            setattr(thing, key, _restore(own[key], value, f"{name}.{key}", views))
+            setattr(thing, key, _restore(own[key], value, f"{name}.{key}", shared))
         return thing
     if isinstance(state, dict) and state.keys() == {"generator"}:
         generator = thing if isinstance(thing, np.random.Generator) else np.random.default_rng()
@@ -169,13 +170,13 @@ def _restore(thing: Any, state: Any, name: str, views: set[int] | None = None) -
     if isinstance(thing, np.ndarray) and isinstance(state, np.ndarray):
         if thing.shape != state.shape or thing.dtype != state.dtype:
             return state.copy()
-        array = thing if views is None or id(thing) in views else thing.copy("K")
+        array = thing if shared is None else shared.place(thing, state)
         array[...] = state
         return array
     if isinstance(state, (list, tuple)):
         alike = isinstance(thing, (list, tuple, deque)) and len(thing) == len(state)
         pairs = enumerate(zip(thing if alike else [None] * len(state), state, strict=True))
-        restored = [_restore(item, value, f"{name}[{n}]", views) for n, (item, value) in pairs]
+        restored = [_restore(item, value, f"{name}[{n}]", shared) for n, (item, value) in pairs]
         if isinstance(thing, deque):
             return deque(restored, thing.maxlen)
         if isinstance(thing, tuple):
@@ -184,29 +185,44 @@ def _restore(thing: Any, state: Any, name: str, views: set[int] | None = None) -
     if isinstance(state, dict):
         items = copy.copy(thing) if isinstance(thing, dict) else {}
         for key, value in state.items():
-            items[key] = _restore(items.get(key), value, f"{name}[{key!r}]", views)
+            items[key] = _restore(items.get(key), value, f"{name}[{key!r}]", shared)
         for key in [key for key, _ in _changing(items) if key not in state]:
             del items[key]
         return items
     return copy.deepcopy(state)
 
 
-def _views(thing: Any) -> set[int]:
-    """The arrays in it that have some memory in common, by id."""
-    by_memory: dict[int, set[int]] = {}
-    parts = [thing]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            parts += part.values()
-        elif isinstance(part, (list, tuple, deque)):
-            parts += part
-        elif isinstance(part, np.ndarray):
-            memory = part
-            while isinstance(memory.base, np.ndarray):
-                memory = memory.base
-            by_memory.setdefault(id(memory), set()).add(id(part))
-    return {one for ids in by_memory.values() if len(ids) > 1 for one in ids}
+class _Shared:
+    """Arrays of an environment that share memory, which they do also when they are restored."""
+
+    def __init__(self, own: Any) -> None:
+        arrays: dict[int, Any] = {}
+        parts = [own]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, dict):
+                parts += part.values()
+            elif isinstance(part, (list, tuple, deque)):
+                parts += part
+            elif isinstance(part, np.ndarray):
+                arrays[id(part)] = part
+        viewed = {id(_memory(array)) for array in arrays.values() if array.base is not None}
+        # Views stay as they are if it holds what they are views of: else that may be a constant's.
+        self._views = {key for key, array in arrays.items() if id(_memory(array)) in viewed & arrays.keys()}
+        self._copies: dict[tuple[int, bytes], NDArray[Any]] = {}
+
+    def place(self, array: NDArray[Any], state: NDArray[Any]) -> NDArray[Any]:
+        """Where a saved array is put; one that was there by two names, in one place."""
+        if id(array) in self._views:
+            return array
+        return self._copies.setdefault((id(array), state.tobytes()), array.copy("K"))
+
+
+def _memory(array: Any) -> Any:
+    """The array that an array is a view of; itself if of none."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _equal(one: Any, other: Any) -> bool:

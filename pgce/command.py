@@ -35,8 +35,8 @@ OPTIONAL = {
 }
 """What a part is for, how it is installed, and the modules that it needs."""
 
-_LONGEST = 1_001
-"""Steps of an episode that are watched: one more than many environments end their episodes after."""
+_LONGEST = 1_000
+"""Steps of an episode that are watched."""
 
 Run = Annotated[str, tyro.conf.Positional]
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -117,7 +117,7 @@ def watch(
 ) -> None:
     """Watch the agent of a run: in a window, or as a film where there is no screen.
 
-    An episode of more than 1,001 steps is left there.
+    An episode of more than 1,000 steps is left there.
 
     Args:
         run: its folder.
@@ -138,9 +138,10 @@ def watch(
         mode = "human" if out is None else "rgb_array"
         how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
         shown = list(films.play(agent, agent.env_id, agent.env_kwargs, **how))
-        frames += [frame for frame, _ in shown if frame is not None]
-        left = f" so far: it is left after {_LONGEST:,} steps" if len(shown) > _LONGEST else ""
-        print(f"episode {episode + 1}: return {shown[-1][1]:.1f}{left}")
+        frames += [frame for frame, _, _ in shown if frame is not None]
+        _, total, ended = shown[-1]
+        left = "" if ended else f" so far: it is left after {_LONGEST:,} steps"
+        print(f"episode {episode + 1}: return {total:.1f}{left}")
     if out is not None:
         print(f"film: {films.save(out, frames)}")
 

@@ -153,6 +153,7 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         self._number = np.zeros(n, np.int64)  # of the one that an environment is in
         self._numbers: list[NDArray[np.int64]] = []  # of the rows that are kept
         self._ended: list[NDArray[np.int64]] = []
+        self._acted = np.zeros(n, np.bool_)  # where the present episode has had a step
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes in all environments, or in those of `options["reset_mask"]`."""
@@ -173,14 +174,17 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
             self._kept.setdefault(name, []).append(array[rows])
         if self._mask is not None:
             self._kept.setdefault("action_mask", []).append(self._mask[rows])
-        self._numbers.append(self._number[rows])
         observation, reward, terminated, truncated, info = self.env.step(actions)
+        # A step in which an environment failed is none of its episode, as a Collector has it.
+        failed = np.asarray(info.get("env_restarted", np.zeros(self.num_envs, np.bool_)))
+        self._numbers.append(np.where(failed, -1, self._number)[rows])
         for name, array in zip(_OUTCOME, (reward, terminated, truncated), strict=True):
             self._kept.setdefault(name, []).append(np.asarray(array)[rows])
         over = terminated | truncated
         self._ended.append(self._number[over & rows])
         self._begin(over)
-        self._left = self._left - (over & ~self._resetting)
+        self._left = self._left - (over & ~self._resetting & (self._acted | ~failed))
+        self._acted = ~over & ~self._resetting
         if self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
             self._resetting = over
         self._see(observation, info)
@@ -199,10 +203,12 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         if not self._kept:
             return {}
         number, ended = np.concatenate(self._numbers), np.concatenate(self._ended)
-        rank = np.full(self._begun, -1)
+        rank = np.full(self._begun + 1, -1)  # the last is that of no episode
         rank[ended] = np.arange(len(ended))
         order = np.argsort(rank[number], kind="stable")[np.count_nonzero(rank[number] < 0) :]
-        return {name: np.concatenate(parts)[order] for name, parts in self._kept.items()}
+        arrays = {name: np.concatenate(parts)[order] for name, parts in self._kept.items()}
+        arrays["truncations"] |= (np.diff(number[order], append=-1) != 0) & ~arrays["terminations"]
+        return arrays
 
     def save(self, path: str | Path) -> None:
         """Write what was kept as an .npz file."""
@@ -239,7 +245,7 @@ def _minari(name: str, seen: gym.Space[Any], acted: gym.Space[Any]) -> dict[str,
         ) from error
     parts: dict[str, list[NDArray[Any]]] = {}
     for episode in minari.load_dataset(name).iterate_episodes():
-        recorded = {name: getattr(episode, name) for name in ("observations", "actions", *_OUTCOME)}
+        recorded = {key: getattr(episode, key) for key in ("observations", "actions", *_OUTCOME)}
         if (mask := (episode.infos or {}).get("action_mask")) is not None:
             recorded["action_mask"] = mask
         for key, value in recorded.items():

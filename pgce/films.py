@@ -28,8 +28,8 @@ def play(
     seed: int = 0,
     greedy: bool = True,
     most: int = 1_000,
-) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
-    """One episode, a step at a time: the picture (H, W, 3) and the return so far.
+) -> Iterator[tuple[NDArray[np.uint8] | None, float, bool]]:
+    """One episode, a step at a time: the picture (H, W, 3), the return so far, and whether it has ended.
 
     Args:
         agent: that acts.
@@ -48,12 +48,12 @@ def play(
         observation, info = env.reset(seed=seed)
         agent.reset()
         total, done, steps = 0.0, False, 0
-        yield _frame(env, env_id, mode), total
+        yield _frame(env, env_id, mode), total, done
         while not done and steps < most:
             action = agent.act(observation, action_mask=info.get("action_mask"), greedy=greedy)
             observation, reward, terminated, truncated, info = env.step(action)
             total, done, steps = total + float(reward), terminated or truncated, steps + 1
-            yield _frame(env, env_id, mode), total
+            yield _frame(env, env_id, mode), total, done
 
 
 def check(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:

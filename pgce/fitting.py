@@ -257,19 +257,6 @@ class _Fitting:
     generator: torch.Generator
     seed: int
     place: torch.device
-    held_out: Batch | DataLoader[Any] | None = None
-    patience: int | None = None
-    logger: Logger | None = None
-    keeper: Checkpoints | None = None
-    history: History = field(default_factory=History)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    seen: int = 0  # examples, of all processes
-    # Of the epoch that is under way:
-    sizes: list[int] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)
-    hits: list[Tensor] = field(default_factory=list)
-    judged: int = 0  # targets: of sequences several an example
-    whole: list[Report] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model, self.stack = self.trainer.model, self.trainer.optimizer
@@ -277,12 +264,23 @@ class _Fitting:
         self.column = self.main.target if isinstance(self.main.target, str) else "target"
         self.classifies = isinstance(plain(self.main.head), Categorical)
         self.ranks, self.rows = processes.size(), 0
-        self.skipped = self.stack.skipped
-        self.clock = _Clock()
         # Of what processes do differently; alone, one does it all.
         self.augmenting = self.generator
         if self.ranks > 1:
             self.augmenting = torch.Generator().manual_seed(self.seed + 1_000_003 * processes.rank())
+        self.held_out: Batch | DataLoader[Any] | None = None
+        self.patience: int | None = None
+        self.logger: Logger | None = None
+        self.keeper: Checkpoints | None = None
+        self.history, self.clock = History(), _Clock()
+        self.best: dict[str, Tensor] = {}
+        self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
+        # Of the epoch that is under way:
+        self.sizes: list[int] = []
+        self.losses: list[Tensor] = []
+        self.hits: list[Tensor] = []
+        self.judged = 0  # targets: of sequences several an example
+        self.whole: list[Report] = []
 
     def validate(self, held_out: Batch | DataLoader[Any], metrics: Metrics | None) -> None:
         """Score these data after each epoch, if they fit the model and its terms."""

@@ -337,7 +337,7 @@ class Collector:
         self._observation, self._state = rows[steps], states[-1]
         self._first = first[steps]
         # A step in which an environment failed is none of its episode, which was cut before.
-        truncated[:-1] |= lost[1:] & ~done[:-1]
+        truncated[:-1] |= lost[1:] & ~done[:-1] & ~first[1:-1]
         truncated[1:] &= ~lost[1:]
         done = terminated | truncated
         # A step that resets an environment is no transition.
@@ -592,10 +592,19 @@ def told_mask(info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     if isinstance(given, np.ndarray) and not given.dtype.hasobject:
         allowed: NDArray[np.bool_] = given.reshape(len(given), -1).astype(np.bool_) | ~told[:, None]
         return allowed
-    rows = [np.hstack(row) if t and row is not None else None for row, t in zip(given, told, strict=True)]
+    rows = [_flat(row) if t and row is not None else None for row, t in zip(given, told, strict=True)]
     if not (known := [row for row in rows if row is not None]):
         return None
     return np.stack([np.ones_like(known[0]) if row is None else row for row in rows]).astype(np.bool_)
+
+
+def _flat(row: Any) -> NDArray[Any]:
+    """The numbers of a mask (K,), which may be in parts of several lengths."""
+    try:
+        array = np.asarray(row)
+    except ValueError:
+        array = np.asarray(row, dtype=object)
+    return np.concatenate([np.ravel(part) for part in row]) if array.dtype.hasobject else array.ravel()
 
 
 def mask_size(envs: gym.vector.VectorEnv[Any, Any, Any]) -> int:

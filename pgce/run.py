@@ -266,7 +266,6 @@ class Run:
         self.write("config.json", settings.configuration)
         self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
-        (self.path / "result.json").unlink(missing_ok=True)  # of the attempt before
         found = self.checkpoints.found
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
@@ -369,6 +368,8 @@ class Run:
         """
         from pgce.logger import Bar
 
+        if processes.rank() == 0:
+            (self.path / "result.json").unlink(missing_ok=True)  # of the attempt before
         with ExitStack() as stack:
             self.bar = stack.enter_context(Bar(total, unit, quiet=self.settings.quiet))
             self._stops = _Stops(self._signals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -151,6 +152,7 @@ class _Training:
             if self.run.checkpoints.found is not None:
                 self.load_state_dict(self.run.checkpoints.found.state)
             self._say(device)
+            vars(self).pop("level", None)  # that of the checkpoint: what can be saved now is tried anew
 
     def _say(self, device: torch.device) -> None:
         """Tell what will be done."""
@@ -241,7 +243,13 @@ class _Training:
         if self.agent.lag > 1:
             self.acting.load_state_dict(state["acting"])
         fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
-        self.collector.load_state_dict(state["collector"], reseed=int(fresh.generate_state(1)[0]))
+        reseed, level = int(fresh.generate_state(1)[0]), state["level"]
+        try:
+            self.collector.load_state_dict(state["collector"], reseed=reseed)
+        except ValueError as error:  # a state that came after all that was tried
+            warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
+            self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
+            level = "reseeded"
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
         self.recent.extend(map(tuple, state["recent"]))
@@ -252,7 +260,7 @@ class _Training:
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
         self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
-        self.unsaved, self.level = state.get("unsaved", []), state["level"]
+        self.unsaved, self.level = state.get("unsaved", []), level
         self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
 
@@ -560,7 +568,7 @@ class _Evaluation:
                 player = Player(Collector(one, self._policy, 1, seed=0, **how))
                 shown = agent.env_id, agent.env_kwargs
                 episode = films.play(player, *shown, seed=agent.seed, greedy=True)
-                frames = [frame for frame, _ in episode if frame is not None]
+                frames = [frame for frame, _, _ in episode if frame is not None]
             file = films.save(run.path / "videos" / f"{steps}.gif", frames)
             run.logger.film(steps, "eval/episode", file)
             if find_spec("imageio_ffmpeg") is not None:

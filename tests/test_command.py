@@ -233,12 +233,12 @@ def test_watches(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("length", "told"),
-    [(1_000, "return 1000.0\n"), (1_600, "return 1001.0 so far: it is left after 1,001 steps\n")],
+    [(1_000, "return 1000.0\n"), (1_001, "return 1000.0 so far: it is left after 1,000 steps\n")],
 )
 def test_a_long_episode_that_is_left_is_told(length, told, folder, capsys, monkeypatch):
     def play(agent, env_id, env_kwargs, *, most=1_000, **how):
         for t in range(min(length, most) + 1):
-            yield np.zeros((2, 2, 3), np.uint8), float(t)
+            yield np.zeros((2, 2, 3), np.uint8), float(t), t == length
 
     monkeypatch.setattr("pgce.films.play", play)
     assert said(capsys, "watch", folder / "ppo-1", "--out", folder / "a.gif").startswith(f"episode 1: {told}")

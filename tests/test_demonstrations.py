@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 import pgce
 from pgce.agents import BC, PPO
 from pgce.demonstrations import Recorder, demonstrations
+from pgce.envs.guard import GuardedSyncVectorEnv
 from pgce.networks import mlp
 from pgce.rollout import Collector, evaluate
 from pgce.spaces import actions, encode_actions
@@ -367,6 +368,29 @@ def test_episodes_of_several_lengths_are_whole(mode):
 
 
 OUTCOME = {"rewards": np.ones(5), "terminations": np.zeros(5, bool), "truncations": np.zeros(5, bool)}
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize("at", [3, 5])
+def test_the_step_in_which_an_environment_fails_is_not_recorded(mode, at):
+    fails = iter([step == at for step in range(99)])
+
+    class Failing(Counting):
+        def step(self, action):
+            if next(fails):
+                raise OSError("the port is in use")
+            return super().step(action)
+
+        def info(self):
+            return {}
+
+    envs = GuardedSyncVectorEnv([Failing], "Failing-v0", autoreset_mode=mode, restarts=1)
+    recorder = Recorder(envs, episodes=4)
+    with pytest.warns(RuntimeWarning, match="made anew"):
+        _, lengths = evaluate(recorder, lambda x: torch.zeros(len(x), 2), episodes=4, seed=1)
+    arrays = recorder.arrays()
+    ends = (arrays["terminations"] | arrays["truncations"]).nonzero()[0] + 1
+    assert np.diff(ends, prepend=0).tolist() == lengths.tolist()
 
 
 @pytest.mark.parametrize(

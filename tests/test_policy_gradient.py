@@ -322,6 +322,42 @@ def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_pa
     assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
 
 
+class Parted(Late):
+    """Has two arrays in one memory, but not for long."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = np.zeros(2)
+        self.half = self.whole[:1]
+
+    def step(self, action):
+        result = super().step(action)
+        self.known, self.half = None, self.half + 1 if self.total > 90 else self.half
+        return result
+
+
+def test_a_state_that_cannot_be_restored_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "Parted-v0", EnvSpec("Parted-v0", entry_point=Parted))
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "checkpoint_every": 0.0, "quiet": False}
+    settings |= {"eval_episodes": 2, "runs_dir": str(tmp_path), "run": "parted", "env_id": "Parted-v0"}
+    first = PPO(total_timesteps=512, **settings).train()
+    with pytest.warns(RuntimeWarning, match="new episodes begin in the environments: .* saved as"):
+        run = PPO(total_timesteps=640, allow_change=("total_timesteps",), **settings).train()
+    assert run.result["steps"] > first.result["steps"]
+    assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_resume_that_is_refused_leaves_the_result(tmp_path, monkeypatch):
+    settings = {**QUICK, "num_envs": 4, "num_steps": 32, "runs_dir": str(tmp_path), "run": "kept"}
+    run = PPO(total_timesteps=512, **settings).train("CartPole-v1")
+    told = (run.path / "result.json").read_text()
+    monkeypatch.setattr("pgce.checkpoint.check_like", None)  # so that nothing is taken from the checkpoint
+    monkeypatch.setattr("pgce.training.check_like", None)
+    with pytest.raises(TypeError):
+        PPO(total_timesteps=640, allow_change=("total_timesteps",), **settings).train("CartPole-v1")
+    assert (run.path / "result.json").read_text() == told
+
+
 class Strict(Late):
     """Raises at actions that its mask forbids."""
 

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import pgce.envs
-from pgce.envs.guard import EnvironmentFault
+from pgce.envs.guard import EnvironmentFault, GuardedSyncVectorEnv
 from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
 from pgce.policies import actor_critic
 from pgce.rollout import Collector, evaluate, told_mask
@@ -340,3 +340,23 @@ def test_masks_are_told_in_any_form_and_not_at_every_step():
     assert told_mask({"action_mask": listed, "_action_mask": np.zeros(2, bool)}) is None
     of_two = np.fromiter([(np.array([1, 0]), np.array([0, 1, 1]))], np.dtype(object))
     assert told_mask({"action_mask": of_two}).tolist() == [[True, False, False, True, True]]
+    cube = np.fromiter([np.arange(8).reshape(2, 2, 2) % 3], np.dtype(object))
+    assert told_mask({"action_mask": cube}).tolist() == [[False, True, True] * 2 + [False, True]]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_an_episode_that_fails_in_its_first_step_is_none(mode):
+    fails = iter([False, False, False, True] + [False] * 20)
+
+    class Failing(Scripted):
+        def step(self, action):
+            if next(fails):
+                raise OSError("the port is in use")
+            return super().step(action)
+
+    script = "t3 " * 9
+    envs = GuardedSyncVectorEnv([lambda: Failing(script)], "Failing-v0", autoreset_mode=mode, restarts=1)
+    acting = Collector(envs, policy, 12, seed=0, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="made anew"):
+        rollout = acting.collect()
+    assert set(rollout.episode_length.tolist()) == {3}

@@ -15,6 +15,7 @@ from pgce.envs.guard import GuardedSyncVectorEnv
 from pgce.envs.state import exactness, get_state, set_state
 
 START = np.array([3.0, 4.0], np.float32)
+TABLE = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 class Place(NamedTuple):
@@ -36,6 +37,8 @@ class Walk(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.time, self.at, self.since = 0, START, self.origin
+        self.goal, self.hole = TABLE[1], TABLE[2]
+        self.board = self.seen = np.zeros(2, np.float32)
         self.memory[:] = 0
         self.place, self.visited, self.last = Place(0, 0), [(0, 0)], deque([(0, 0)], maxlen=3)
         return self.at + self.half, {}
@@ -44,13 +47,15 @@ class Walk(gym.Env):
         self.time += 1
         self.at, self.since = self.at + action, self.since + 1
         self.memory += 1
+        self.goal, self.hole = self.hole, self.goal + 1
+        self.board += self.seen + 1
         x, y = self.np_random.integers(6, size=2).tolist()
         known = (x, y) in self.visited
         if not known:
             self.visited.append((x, y))
         self.place = Place(self.place.y, x)
         self.last.append((x, y))
-        reward = known + self.place.x + ((0, 0) in self.last) + self.since[0]
+        reward = known + self.place.x + ((0, 0) in self.last) + self.since[0] + self.goal[0] + self.seen[0]
         return self.at + self.half, float(reward), self.time >= self.limit, False, {}
 
 
@@ -75,6 +80,7 @@ def test_an_environment_goes_on_from_a_file_as_it_would_have(steps, tmp_path):
 def test_a_trial_leaves_other_environments_as_they_are():
     assert exactness(walks) == "exact"
     assert START.tolist() == [3, 4]
+    assert TABLE.ravel().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 class Strict(Walk):
@@ -87,3 +93,23 @@ class Strict(Walk):
 
 def test_an_environment_that_fails_a_trial_is_not_exact():
     assert exactness(lambda: GuardedSyncVectorEnv([Strict] * 2, "Strict")) == "reseeded"
+
+
+@pytest.mark.parametrize("where", ["make", "reset"])
+def test_an_environment_that_cannot_be_had_twice_is_not_exact(where):
+    made = []
+
+    class Single(Walk):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+            self.fails = len(made) > 1
+            if self.fails and where == "make":
+                raise OSError("the port is in use")
+
+        def reset(self, **kwargs):
+            if self.fails:
+                raise OSError("the port is in use")
+            return super().reset(**kwargs)
+
+    assert exactness(lambda: GuardedSyncVectorEnv([Single], "Single")) == "reseeded"
