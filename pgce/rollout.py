@@ -336,10 +336,10 @@ class Collector:
                     memory[t + 1] = encoded
         self._observation, self._state = rows[steps], states[-1]
         self._first = first[steps]
-        # A step in which an environment failed is none of its episode, which was cut before.
-        truncated[:-1] |= lost[1:] & ~done[:-1] & ~first[1:-1]
-        truncated[1:] &= ~lost[1:]
-        done = terminated | truncated
+        if lost.any():  # such a step is none of its episode, which was cut before
+            truncated[:-1] |= lost[1:] & ~done[:-1] & ~first[1:-1]
+            truncated[1:] &= ~lost[1:]
+            done = terminated | truncated
         # A step that resets an environment is no transition.
         valid = ~lost & ~first[1:] if self._late else ~lost
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])

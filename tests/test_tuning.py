@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tyro
@@ -16,6 +17,11 @@ from pgce.policy_gradient import Agent
 from pgce.tuning import SPACE, Between, _interquartile_mean, main, tune
 
 TINY = {"quiet": True, "device": "cpu", "total_timesteps": 1_024, "eval_freq": 256, "eval_episodes": 2}
+
+
+def finished(**result):
+    """What the run of a trial is, without one."""
+    return SimpleNamespace(result=result)
 
 
 @pytest.fixture
@@ -49,17 +55,13 @@ def test_a_trial_that_lags_behind_is_pruned(optuna, tmp_path, monkeypatch):
     """Five trials that score 0 to 4, then worse ones: these end at their first evaluation."""
     trained = []
 
-    class Run:
-        def __init__(self, **result):
-            self.result = result
-
     def train(self, env_id=None, total_timesteps=None, *, after=None):
         trained.append(self)
         score = 10.0 if len(trained) <= 5 else 0.0
         for steps in (300, 700):
             if after is not None and after(steps, score):
-                return Run(stopped="after", steps=steps, eval_mean=score)
-        return Run(stopped="budget", steps=1_024, eval_mean=score)
+                return finished(stopped="after", steps=steps, eval_mean=score)
+        return finished(stopped="budget", steps=1_024, eval_mean=score)
 
     monkeypatch.setattr(Agent, "train", train)
     tuned = tune(PPO, "CartPole-v1", 8, runs_dir=str(tmp_path), **TINY)
@@ -89,15 +91,11 @@ def test_a_run_ends_where_after_says_so(tmp_path):
 def test_a_signal_ends_the_search_with_the_best_trial_so_far(optuna, number, code, tmp_path, monkeypatch):
     trained = []
 
-    class Run:
-        def __init__(self, **result):
-            self.result = result
-
     def train(self, env_id=None, total_timesteps=None, *, after=None):
         trained.append(self)
         assert self.run is None, "each has a folder of its own"
         ends = "budget" if len(trained) < 3 else "terminate" if number == signal.SIGTERM else "interrupt"
-        return Run(stopped=ends, steps=1, eval_mean=float(len(trained)))
+        return finished(stopped=ends, steps=1, eval_mean=float(len(trained)))
 
     monkeypatch.setattr(Agent, "train", train)
     words = ["ppo", "--trials", "9", "--runs-dir", str(tmp_path), "--quiet", "--run", "it"]
