@@ -13,7 +13,10 @@ MEASURED = ("steps", "seconds", "compile_seconds", "process_seconds", "peak_mib"
 
 @dataclass(frozen=True)
 class Program:
-    """A runner, its words, the environment that it is run in, and on how many processes by torchrun."""
+    """A runner, its words, the environment that it is run in, and on how many processes by torchrun.
+
+    One without a runner takes turns with the program before it in that one's process, which tells of both.
+    """
 
     name: str
     runner: str
@@ -114,13 +117,13 @@ def _fit(batch: int) -> Case:
 
 
 def _objective(batch: int, classes: int, keeps: bool = False) -> Case:
-    words = f"--batch {batch} --classes {classes}"
+    words = f"objective --batch {batch} --classes {classes}"
     programs = (
-        Program(name, "pgce", "pgce", f"{word} {words}", keeps_memory=keeps)
-        for name, word in (("pgce", "objective"), ("by hand", "objective-by-hand"))
+        Program("pgce", "pgce", "pgce", words, keeps_memory=keeps),
+        Program("by hand", "", "pgce", ""),
     )
     kept = ", memory kept" if keeps else ""
-    return Case(f"loss and gradient, {batch:,} × {classes:,}{kept}", ("µs",), tuple(programs))
+    return Case(f"loss and gradient, {batch:,} × {classes:,}{kept}", ("µs",), programs)
 
 
 _SOLVE = ("s to solve", "s, whole process")

@@ -148,9 +148,13 @@ def measure(part: str, case: Case, turns: int, more: str, file: Path) -> None:
     """All programs of a case in turn, as often as asked for; one that fails is left out from there on."""
     programs = [program for program in case.programs if install(program.place)]
     print(f"{part}: {case.title}", flush=True)
+    told: dict[str, Any] = {}
     for turn in range(1, turns + 1):
         for program in tuple(programs):
-            told = run(program, turn, more, case.cores)
+            if program.runner:
+                told = run(program, turn, more, case.cores)
+            else:
+                told = told.get("beside", {"error": "the program before it told nothing of it"})
             row = {"part": part, "case": case.title, "program": program.name, "turn": str(turn)}
             row |= {name: str(told.get(name, "")) for name in (*MEASURED, "error")}
             with file.open("a", newline="") as out:

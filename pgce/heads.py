@@ -326,7 +326,7 @@ class Gaussian:
                 "a learned scale needs mean and log scale on the last axis, logits (..., 2): "
                 f"logits has shape {tuple(logits.shape)}"
             )
-        mean, log_scale = logits.unbind(-1)
+        mean, log_scale = logits.movedim(-1, 0).unbind()  # whose gradient is laid out as they are
         return mean, log_scale
 
 

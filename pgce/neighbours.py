@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 __all__ = ["Neighbours"]
 
 _BYTES = 2**20  # of a process, at a time
+_LOOKS = 100  # some two microseconds each
 
 
 class Neighbours:
@@ -137,7 +138,7 @@ class Neighbours:
             for other in self._others:
                 other.send(b"1")
             for other in self._others:
-                if not other.recv(1):
+                if not _received(other):
                     raise ConnectionResetError("it has ended")
         except OSError as error:
             raise RuntimeError(f"a process that trains with this one is lost: {error}") from error
@@ -146,3 +147,13 @@ class Neighbours:
         """Let the others know that this one takes no part any more."""
         for other in self._others:
             other.close()
+
+
+def _received(other: socket.socket) -> bytes:
+    """A byte. Who falls asleep wakes up late: so first look for it some times."""
+    for _ in range(_LOOKS):
+        try:
+            return other.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            os.sched_yield()  # there may be fewer cores than processes
+    return other.recv(1)

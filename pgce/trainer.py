@@ -111,6 +111,11 @@ class Batch:
         """How many examples count: rows, or steps of sequences, where the mask is True."""
         return len(self) if self.mask is None else int(self.mask.sum())
 
+    @cached_property
+    def total(self) -> float:
+        """How many examples count in the batches of all processes, which all ask."""
+        return processes.sum_of([float(self.count)])[0]
+
     def with_columns(self, **columns: Tensor) -> Batch:
         """The same examples with further columns.
 
@@ -188,14 +193,18 @@ class Batch:
         if self.mask is not None and self.mask.ndim == 1:
             kept, rows = Batch(self.input, self.columns), self.mask.nonzero().squeeze(1)
         scattered = rows.is_cpu and len(rows) >= _SCATTERED
-        parts = min(parts, max(int(processes.sum_of([float(len(rows))])[0]), 1))
+        every = processes.everyones(len(rows))
+        parts = min(parts, max(sum(every), 1))
         for _ in range(passes):
             order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
             order = rows.index_select(0, order)
-            for index in order.tensor_split(parts):
+            for n, index in enumerate(order.tensor_split(parts)):
                 if scattered:
                     index.numpy().sort()
-                yield kept.rows(index)
+                part = kept.rows(index)
+                if kept.mask is None:  # all know all parts' sizes: the first of a split have a row more
+                    vars(part)["total"] = float(sum(own // parts + (n < own % parts) for own in every))
+                yield part
 
 
 _SCATTERED = 2**13  # rows, of which caches do not hold all
@@ -446,7 +455,7 @@ class Trainer:
 
     def _replayed(self, batch: Batch) -> dict[str, Report]:
         """As `_backward`, by a CPU that replays what it can."""
-        total = max(processes.sum_of([float(batch.count)])[0], 1.0) if self._by_row else None
+        total = max(batch.total, 1.0) if self._by_row else None
         known = self._looked is not None
         if (state := self._state(batch)) is not None and self._recorder is not None:
             if not known:

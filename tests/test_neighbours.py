@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_sums_and_words_in_turn():
     for numbers, words in together(work):
         assert (numbers == 2 * (2 * np.arange(300_000.0) + 1)).all()
         assert words == [b"\0", b"\1"]
+
+
+def test_one_that_comes_late_is_waited_for():
+    def work(neighbours, rank):
+        numbers = np.ones(3)
+        for n in range(4):
+            time.sleep(0.05 * (n % 2 == rank))
+            neighbours.add(numbers)
+        return numbers
+
+    for numbers in together(work):
+        assert (numbers == 16).all()
 
 
 def test_one_that_has_ended_is_missed():

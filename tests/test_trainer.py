@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pgce import Batch, Term, Trainer, heads, train
+from pgce import Batch, Term, Trainer, heads, processes, train
 from pgce.networks import ActorCritic, Value, mlp
 from pgce.optimizer import Optimizer
 from pgce.trainer import count
@@ -204,6 +204,15 @@ def test_shuffled_parts_hold_every_row_that_counts_once():
     assert sorted(rows.tolist()) == mask.nonzero().flatten().tolist()
     assert rows.tolist() != sorted(rows.tolist())
     assert [len(p) for p in batch.rows(torch.arange(2)).shuffled(5)] == [1]
+
+
+def test_shuffled_parts_know_how_many_rows_all_processes_have(monkeypatch):
+    others = [11, 6]
+    monkeypatch.setattr(processes, "everyones", lambda own: [own, *others])
+    sizes = [[len(part) for part in Batch(torch.zeros(n), {}).shuffled(4, passes=2)] for n in (7, *others)]
+    parts = [*Batch(torch.zeros(7), {}).shuffled(4, passes=2)]
+    assert [part.total for part in parts] == [sum(each) for each in zip(*sizes, strict=True)]
+    assert [part.total for part in parts[:4]] == [7, 7, 6, 4]
 
 
 def test_shuffled_parts_of_a_large_batch_are_random_ones():
