@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pgce.machine import few
+
 __all__ = [
     "Bernoulli",
     "Categorical",
@@ -611,15 +613,14 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _classes_first(logits: Tensor) -> bool:
     """Whether the log-softmax of logits (..., K) is sooner had along another axis than the last.
 
-    A CPU takes classes one by one if they do not fill a register, which costs up to five times as much (10
-    classes with AVX-512).
+    One by one, few classes cost up to five times as much (10 with AVX-512). They may lie so already.
     """
     classes = logits.shape[-1]
-    few = classes * logits.element_size() < _REGISTER and classes * logits.numel() >= _MANY
-    return few and logits.is_cpu
+    if not few(classes, logits):
+        return False
+    return classes * logits.numel() >= _MANY or (logits.ndim == 2 and not logits.is_contiguous())
 
 
-_REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
 _MANY = 12_000  # rows · K², as which one by one grows, that take as long as the way to another axis and back
 
 
