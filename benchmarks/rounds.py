@@ -114,7 +114,7 @@ def round_of(
         "environments": T * (heavy * own if heavy else cost["environments"](own)),
         "policy": T * cost["policy"](own),
         "updates": UPDATES * cost["update"](rows),
-        "sums": UPDATES * (add(16) + add(4 * parameters)) if ranks > 1 else 0.0,
+        "sums": UPDATES * add(4 * parameters) if ranks > 1 else 0.0,
     }
 
 
@@ -256,13 +256,13 @@ def table_of_limits(rows: Rows) -> str:
         ],
         [
             "meeting, shared memory",
-            "two sums · (R − 1) · fixed above t_fixed",
-            f"more than {number(1 + over(update.fixed, 2 * shared.fixed))} ranks",
+            "a sum's fixed part · (R − 1) above t_fixed",
+            f"more than {number(1 + over(update.fixed, shared.fixed))} ranks",
         ],
         [
             "meeting, gloo",
-            "two sums' fixed part beside t_fixed",
-            f"{number(over(2 * gloo.fixed, update.fixed))} of t_fixed for 2 ranks",
+            "a sum's fixed part beside t_fixed",
+            f"{number(over(gloo.fixed, update.fixed))} of t_fixed for 2 ranks",
         ],
         [
             "the rollout in memory",

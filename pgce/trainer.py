@@ -526,10 +526,10 @@ class Trainer:
         """Of the whole batch, in however many pieces and processes it is."""
         if processes.size() == 1:
             return {name: term.divisor(batch) for name, term in self.terms.items()}
-        own = [batch.count if t.divisor is count else t.divisor(batch) for t in self.terms.values()]
-        together = processes.sum_of([float(number) for number in own])
-        least = [float(term.divisor is count) for term in self.terms.values()]
-        return dict(zip(self.terms, map(max, together, least), strict=True))
+        told = {name: float(t.divisor(batch)) for name, t in self.terms.items() if t.divisor is not count}
+        together = dict(zip(told, processes.sum_of([*told.values()]), strict=True)) if told else {}
+        counted = max(batch.total, 1.0) if len(told) < len(self.terms) else 1.0
+        return {name: together.get(name, counted) for name in self.terms}
 
     def _objective(
         self,
