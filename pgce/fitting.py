@@ -588,7 +588,8 @@ def _scores(
 
 
 def _mean_cross_entropy(head: Head, logits: Tensor, target: Tensor) -> float:
-    return objective(head.cross_entropy(logits, target), None, len(target)).item()
+    each = head.cross_entropy(logits, target)
+    return objective(each, None, max(each.numel(), 1)).item()
 
 
 def _outputs(

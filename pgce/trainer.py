@@ -257,7 +257,10 @@ TargetRule = Callable[[Tensor, Batch], Tensor]
 
 
 def count(batch: Batch) -> int:
-    """The examples that count, at least 1: the divisor of a mean over the batch."""
+    """The examples that count, at least 1: the divisor of a mean over the batch.
+
+    Where the head gives several cross-entropies of a row, as of a sequence or of several labels, each counts.
+    """
     return max(batch.count, 1)
 
 
@@ -566,7 +569,10 @@ class Trainer:
             if (constant._version, known._version) != versions:  # which the loss is made of
                 raise ValueError(f"rules write into nothing that they are given: one of the term {name} did")
             used = weight if counts is None else _of_rows(counts, weight, known)
-            loss = objective(cross_entropy, used, divisors[name], looks=looks)
+            divisor = divisors[name]
+            if term.divisor is count and cross_entropy.ndim > 1:  # a row has several
+                divisor = divisor * math.prod(cross_entropy.shape[1:])
+            loss = objective(cross_entropy, used, divisor, looks=looks)
             loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)
             reports[name] = Report(constant, target, known, weight, loss.detach(), examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from functools import partial
@@ -856,3 +857,28 @@ def test_arrays_that_are_not_to_be_written_are_copied(recwarn):
     inputs.flags.writeable = False
     assert pgce.data.as_tensor(inputs).shape == (4, 3)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("head", [Categorical(), Bernoulli(), Gaussian()])
+def test_a_loss_is_the_mean_over_all_cross_entropies(head):
+    """(B, L) of them, with a mask that is all True or none, whether trained on or evaluated."""
+    x = torch.randn(12, 7, 4, generator=torch.Generator().manual_seed(1))
+    y = torch.randint(2, (12, 7), generator=torch.Generator().manual_seed(2))
+    y = y if isinstance(head, Categorical) else y.float()
+    torch.manual_seed(3)
+    width = 2 if isinstance(head, Categorical) else 1
+    model = nn.Sequential(nn.Linear(4, width), *([] if width == 2 else [nn.Flatten(1)])).double()
+    data = pgce.Batch(x.double(), {"target": y})
+    expected = pgce.weighted_cross_entropy(model(data.input), y, head=head).item()
+    seen, ends = [], []
+    for mask in (None, torch.ones(12, 7, dtype=torch.bool)):
+        masked = pgce.Batch(data.input, data.columns, mask)
+        assert pgce.evaluate(model, masked, head=head)["loss"] == pytest.approx(expected, rel=1e-12)
+        trained = copy.deepcopy(model)
+        history = pgce.fit(
+            trained, masked, head=head, optimizer="sgd", learning_rate=0.5, epochs=1, batch_size=12
+        )
+        seen.append(history["loss"][0])
+        ends.append([parameter.detach() for parameter in trained.parameters()])
+    assert seen == pytest.approx([expected] * 2, rel=1e-12)
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
