@@ -51,7 +51,8 @@ class History:
     Attributes:
         epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
             training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
-            of a classifier "accuracy", each example as it was before its update, "learning_rate" and
+            of a classifier "accuracy", each example as it was before its update (without those whose update
+            was left out, see `max_skips`; NaN if all were), "learning_rate" and
             "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
             "val_{name}_loss" of each further term, and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
@@ -277,6 +278,7 @@ class _Fitting:
         self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
         # Of the epoch that is under way:
         self.sizes: list[int] = []
+        self.learned = 0  # examples whose update was not left out
         self.losses: list[Tensor] = []
         self.hits: list[Tensor] = []
         self.judged = 0  # targets: of sequences several an example
@@ -325,7 +327,7 @@ class _Fitting:
 
     def _epoch(self, n: int) -> Iterator[Batch]:
         """The batches of an epoch, of several processes each its rows."""
-        self.judged = 0
+        self.judged = self.learned = 0
         for values in (self.losses, self.hits, self.sizes, self.whole):
             values.clear()
         self.model.train()
@@ -361,6 +363,7 @@ class _Fitting:
             for other in list(reports.values())[1:]:
                 loss = loss + other.loss
             self.losses.append(loss * size)
+            self.learned += size
             if self.classifies:
                 found = right(report, self.main.head)
                 self.hits.append(found.sum())
@@ -400,9 +403,9 @@ class _Fitting:
     def _row(self, n: int) -> dict[str, float]:
         """What the steps of an epoch came to."""
         self.seen += sum(self.sizes)
-        counted = max(sum(self.sizes), 1)  # below, it is waited for the device: the epoch is over
         none = torch.zeros((), device=self.place)
-        loss = (processes.total(sum(self.losses, none)) / counted).item()
+        # Here it is waited for the device: the epoch is over.
+        loss = (processes.total(sum(self.losses, none)) / self.learned).item()
         accuracy = processes.total(sum(self.hits, none))
         (targets,) = processes.sum_of([float(self.judged)])
         for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
@@ -413,7 +416,7 @@ class _Fitting:
             "steps": float(self.stack.steps),
             "seconds": self.clock.stop(),
             "loss": loss,
-            **({"accuracy": accuracy.item() / max(targets, 1)} if self.classifies else {}),
+            **({"accuracy": accuracy.item() / targets if targets else math.nan} if self.classifies else {}),
             "learning_rate": self.stack.learning_rate,
             "grad_norm": self.stack.grad_norm,
             "skipped": float(self.stack.skipped),

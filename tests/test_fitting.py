@@ -369,6 +369,24 @@ def test_compiling_changes_nothing_but_time():
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-9)
 
 
+def test_updates_left_out_do_not_lower_the_loss():
+    inputs, labels = torch.randn(64, 3), torch.arange(64) % 2
+    model, calls = nn.Linear(3, 2), []
+
+    def weight(cross_entropy, batch):
+        calls.append(len(cross_entropy))
+        return torch.full_like(cross_entropy, 1.0 if len(calls) % 2 and len(calls) < 82 else math.inf)
+
+    how = {"batch_size": 16, "learning_rate": 1e-9, "max_skips": 9, "device": "cpu"}
+    history = pgce.fit(model, (inputs, labels), weight=weight, epochs=21, **how)
+    # The rule is called once to be checked; then every second update is left out, and in the last epoch all.
+    assert history["skipped"][-2:] == [40, 44]
+    loss = pgce.evaluate(model, (inputs, labels))["loss"]
+    assert np.mean(history["loss"][:-1]) == pytest.approx(loss, rel=0.1)
+    assert math.isnan(history["loss"][-1])
+    assert math.isnan(history["accuracy"][-1])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_cuda_device_trains_as_the_cpu_does(precision):
