@@ -467,11 +467,13 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         number = None if self.multilabel_ else _numbers(target, share, len(self.classes_))
         class_weight = None if number is None else self._class_weights(number)
         if epochs is None:  # only the ratios of weights count
-            total = share
+            share = share / share.mean()
             if class_weight is not None:
                 total = share * weights.per_class(share, {"target": target}, class_weight=class_weight)
-            share = share / total.mean()
+                class_weight = class_weight / total.mean()
         data |= {"target": target, "sample_weight": share}
+        drawn = self.sampler == "weighted"  # by sample_weight, which then weighs nothing
+        weighs = sample_weight is not None and not drawn
         mix = None
         if self.mixup:
             mix = partial(targets.mixup, alpha=self.mixup)
@@ -480,11 +482,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if mix is not None and not self.multilabel_:
             # A row that is multiplied by its example's weight mixes the weights as well.
             rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
-            data["target"] = rows * share.unsqueeze(1)
-            data["sample_weight"] = torch.ones_like(share)
+            if weighs:
+                rows, data["sample_weight"] = rows * share.unsqueeze(1), torch.ones_like(share)
+            data["target"] = rows
             class_weight = share.new_ones(len(self.classes_)) if class_weight is None else class_weight
-        weighs = sample_weight is not None and self.sampler != "weighted"
-        rule = self._weight_rule(class_weight, weighs=weighs or class_weight is not None)
+        rule = self._weight_rule(class_weight, weighs=weighs)
         terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
         if self.teacher is not None:
             temperature = self.temperature

@@ -163,11 +163,11 @@ def test_mixup_mixes_weights_as_well():
         patch.setattr(pgce.targets, "mixup", spy)
         estimator = Classifier(mixup=1.0, class_weight=dict(enumerate(v)), random_state=0)
         loss, _ = step(estimator, module, X, label, s)
-    scale = 30 / (s * v[label]).sum()
+    scale = s.sum() / (s * v[label]).sum()
     log_p = module(mixed["inputs"]).log_softmax(-1).detach().numpy()
     rows = mixed["target"].numpy()
-    np.testing.assert_allclose(rows.sum(), (s * scale).sum())
-    assert loss == pytest.approx(-(rows * v * log_p).sum() / 30, rel=1e-9)
+    np.testing.assert_allclose(rows.sum(), 30)
+    assert loss == pytest.approx(-(rows * v * scale * log_p).sum() / 30, rel=1e-9)
 
 
 def accuracy(**settings):
@@ -551,6 +551,30 @@ def test_balanced_sampling_and_class_weights_warn():
     estimator = Classifier(class_weight="balanced", sampler="balanced", epochs=1, device="cpu")
     with pytest.warns(UserWarning, match="corrects it twice"):
         estimator.fit(X, Y)
+
+
+@pytest.mark.parametrize("further", [{}, {"mixup": 0.2}])
+def test_class_weights_are_of_examples_drawn_by_their_weight(further):
+    """Of two labels at one point the second has the share Σ w v there: w by sampling, v by weight."""
+    rng = np.random.default_rng(0)
+    X, y = np.ones((2000, 1)), rng.integers(0, 2, 2000)
+    w, v = np.where(y == 1, 3.0, 1.0), np.where(y == 1, 4.0, 1.0)
+    estimator = Classifier(hidden_sizes=(), epochs=60, learning_rate=0.05, schedule="cosine", random_state=0)
+    estimator.set_params(sampler="weighted", class_weight={0: 1.0, 1: 4.0}, device="cpu", **further)
+    p = estimator.fit(X, y, w).predict_proba(X[:1])[0, 1]
+    assert p == pytest.approx((w * v * y).sum() / (w * v).sum(), abs=0.01)
+
+
+def test_class_weights_leave_the_teacher_s_share():
+    """Only their ratios count, so that equal ones change nothing."""
+    teacher = Classifier(epochs=1, device="cpu").fit(X, Y)
+    weight = RNG.uniform(0.1, 2, len(X))
+    plain, equal = (
+        step(Classifier(teacher=teacher, class_weight=v), linear(3, 3, 0), X, Y, weight)
+        for v in (None, dict.fromkeys(range(3), 100.0))
+    )
+    assert equal[0] == pytest.approx(plain[0])
+    np.testing.assert_allclose(equal[1][0], plain[1][0])
 
 
 def test_checkpoints_are_of_one_fit(tmp_path):
