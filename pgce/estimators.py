@@ -119,10 +119,14 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         fresh: bool,
         epochs: int | None = None,
         validation: Any = None,
+        scored: Tensor | None = None,
         after: After | None = None,
         **options: Any,
     ) -> None:
-        """Train a new network, or the last one further, whose optimizer then goes on too."""
+        """Train a new network, or the last one further, whose optimizer then goes on too.
+
+        What is held out is scored by `scored`, if that is not the target that is learned.
+        """
         if epochs is not None and self.checkpoints is not None:
             raise ValueError(
                 f"partial_fit makes one pass, which has no checkpoints: checkpoints is {self.checkpoints!r}"
@@ -148,8 +152,9 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             self._stack, self._made_with = stack, (self.optimizer, settings)
         patience = self.patience if self.early_stopping else None
         if epochs is None and patience is not None and validation is None:
-            rows, held_out = self._split(data, seed)
-            validation = {name: column[held_out] for name, column in data.items()}
+            judged = data if scored is None else {**data, "target": scored}
+            rows, held_out = self._split(judged, seed)
+            validation = {name: column[held_out] for name, column in judged.items()}
             data = {name: column[rows] for name, column in data.items()}
         history = fit(
             self._trained(),
@@ -506,6 +511,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             sampler=_SAMPLERS[self.sampler],
             augment=mix,
             validation=validation,
+            scored=target,
             **options,
         )
         return self

@@ -371,6 +371,14 @@ def regression(number=300):
 LINEAR = {"hidden_sizes": (), "epochs": 300, "learning_rate": 0.02, "random_state": 0, "device": "cpu"}
 
 
+def test_what_is_held_out_is_scored_as_it_is_where_training_mixes():
+    w = np.where(Y == 0, 10.0, 1.0)
+    how = {"early_stopping": True, "monitor": "val_accuracy", "learning_rate": 1e-9, "epochs": 1}
+    plain, mixed = (Classifier(random_state=0, mixup=mixup, **how).fit(X, Y, w) for mixup in (0.0, 0.2))
+    for name in ("val_loss", "val_accuracy"):
+        assert mixed.history_[name] == pytest.approx(plain.history_[name])
+
+
 def test_regression_in_the_target_s_own_unit():
     X, y, rng = regression()
     estimator = Regressor(**LINEAR).fit(X, y)
