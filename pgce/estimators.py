@@ -469,12 +469,15 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             held_out, labels = validation
             labels = labels.to(inputs.dtype) if labels.ndim == 2 else labels
             validation = (torch.as_tensor(held_out, dtype=inputs.dtype), labels)
-        number = None if self.multilabel_ else _numbers(target, share, len(self.classes_))
+        likely = target  # what an example of each class counts by
+        if self.confidence is not None:
+            likely = targets.confidence(target, len(self.classes_), self.confidence, inputs.dtype)
+        number = None if self.multilabel_ else _numbers(likely, share, len(self.classes_))
         class_weight = None if number is None else self._class_weights(number)
         if epochs is None:  # only the ratios of weights count
             share = share / share.mean()
             if class_weight is not None:
-                total = share * weights.per_class(share, {"target": target}, class_weight=class_weight)
+                total = share * weights.per_class(share, {"target": likely}, class_weight=class_weight)
                 class_weight = class_weight / total.mean()
         data |= {"target": target, "sample_weight": share}
         drawn = self.sampler == "weighted"  # by sample_weight, which then weighs nothing
@@ -611,13 +614,17 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             if self.redraw:
                 noise = targets.noise_matrix(classes, self.redraw)
                 y = targets.draw(y.cpu(), noise).to(y.device)
+            label = y
             if self.soft_labels is not None:
                 y = targets.soften(y, classes, *self.soft_labels, dtype=logits.dtype)
             elif self.confidence is not None:
                 y = targets.confidence(y, classes, self.confidence, logits.dtype)
             elif self.noise is not None and self.correction == "backward":
                 y = targets.denoised(y, self._noise_matrix().to(logits))
-            elif y.is_floating_point() and class_weight is not None:
+            if class_weight is not None and y is not label and self.soft_labels is None:
+                v = class_weight.to(logits)  # of the classes that the label stands for; w has its own
+                y = y * v / v[label].unsqueeze(-1)
+            elif label.is_floating_point() and class_weight is not None:
                 y = targets.reweighted(y, class_weight)
             if self.label_smoothing:
                 rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)

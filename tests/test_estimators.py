@@ -132,6 +132,26 @@ def test_composition_equals_a_numpy_reference(block):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+def test_class_weights_are_of_what_a_label_stands_for():
+    """Sure to c: as the rows that say so. Noisy labels: in expectation the loss of the clean ones."""
+    X, label, s = RNG.normal(size=(40, 3)), np.arange(40) % 4, RNG.uniform(0.1, 2, 40)
+    module = linear(3, 4)
+    for class_weight in ("balanced", dict(enumerate([1.0, 2.0, 5.0, 9.0]))):
+        further = {"class_weight": class_weight, "label_smoothing": 0.1}
+        sure = step(Classifier(confidence=0.7, **further), module, X, label, s)
+        rows = step(Classifier(**further), module, X, 0.7 * np.eye(4)[label] + 0.3 / 4, s)
+        assert sure[0] == pytest.approx(rows[0])
+        np.testing.assert_allclose(sure[1][0], rows[1][0])
+    T = np.full((4, 4), 0.1) + 0.6 * np.eye(4)
+    pairs = np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)  # clean and noisy label
+    X, share = RNG.normal(size=(4, 3)), T[pairs] / 4
+    clean = step(Classifier(class_weight=class_weight), module, X, np.arange(4))
+    noisy = Classifier(class_weight=class_weight, noise=T, correction="backward")
+    noisy = step(noisy, module, X[pairs[0]], pairs[1], share)
+    for ours, theirs in zip(noisy[1], clean[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def test_focal_and_further_rules_multiply():
     X, label = RNG.normal(size=(40, 3)), np.arange(40) % 4
     module = linear(3, 4)
