@@ -229,7 +229,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
             label = None
         rows, held_out = train_test_split(
-            np.arange(len(y)), test_size=self.validation_fraction, stratify=label, random_state=seed % 2**32
+            np.arange(len(y)),
+            test_size=float(self.validation_fraction),
+            stratify=label,
+            random_state=seed % 2**32,
         )
         return torch.as_tensor(rows), torch.as_tensor(held_out)
 

@@ -191,6 +191,7 @@ def fit(
         )
     if terms is not None and (head is not None or target != "target" or weight is not None):
         raise ValueError("head, target and weight are those of the terms: give one or the other")
+    batch_size, seed = int(batch_size), int(seed)  # torch takes no whole numbers of NumPy
     processes.join(str(device))
     place = resolve_device(device)
     model.to(place)

@@ -284,6 +284,11 @@ def test_several_labels():
     assert recall["asymmetric"] > recall["plain"]
 
 
+def test_settings_of_numpy():
+    how = {"epochs": np.int64(1), "batch_size": np.int64(8), "hidden_sizes": np.array([4]), "device": "cpu"}
+    Classifier(early_stopping=True, validation_fraction=np.float32(0.2), **how).fit(X, Y)
+
+
 def test_in_a_pipeline_a_grid_and_a_calibrator():
     X, y = digits()
     names = np.array([f"digit {k}" for k in range(10)])[y]

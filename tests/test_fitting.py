@@ -854,6 +854,17 @@ def test_several_outputs_are_told(give, output, told):
         pgce.evaluate(Several(give), digits(), output=output)
 
 
+def test_whole_numbers_of_numpy():
+    """As a grid of settings has them."""
+    inputs, labels = digits()
+    for data in ((inputs, labels), list_dataset(inputs, labels)):
+        plain, other = network(0), network(0)
+        pgce.fit(plain, data, batch_size=500, seed=3, epochs=1, device="cpu")
+        pgce.fit(other, data, batch_size=np.int64(500), seed=np.int64(3), epochs=1, device="cpu")
+        assert torch.equal(parameters(plain), parameters(other))
+        assert len(pgce.predict(plain, data, batch_size=np.int64(500))) == len(labels)
+
+
 def test_streams_and_tables_and_loaders_without_a_batch():
     class Rows(IterableDataset):
         def __iter__(self):
