@@ -100,8 +100,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), dtype)
         elif resolve_device(self.device).type == "cpu":
             dtype = None
-        # torch warns of memory that is not to be written
-        return torch.as_tensor(np.require(X, requirements="W"), dtype=dtype)
+        return _of_array(X, dtype)
 
     def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
         if self.module is not None:
@@ -309,14 +308,16 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         Raises:
             ValueError: bad values, or rules that exclude each other.
         """
-        goes_on = self._goes_on()
+        goes_on, given = self._goes_on(), X
         X, y = self._checked(X, y, reset=not goes_on)
         weight = self._weights(sample_weight, X)
         target = self._labels(y, None, known=goes_on)
         if validation is not None:
             held_out, labels = self._checked(*validation, reset=False)
             validation = (held_out, self._labels(labels, None, known=True))
-        return self._learn(X, target, weight, fresh=not goes_on, validation=validation, after=after)
+        return self._learn(
+            X, target, weight, given=given, fresh=not goes_on, validation=validation, after=after
+        )
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Classifier:
         """One pass over this data, from the weights and the optimizer's state of the last call.
@@ -341,10 +342,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 "class frequencies need all data at once: partial_fit takes class_weight as a number a label "
                 f"and no logit_adjustment; they are {self.class_weight!r} and {self.logit_adjustment}"
             )
+        given = X
         X, y = self._checked(X, y, reset=first)
         weight = self._weights(sample_weight, X)
         target = self._labels(y, classes, known=not first)
-        return self._learn(X, target, weight, fresh=first, epochs=1)
+        return self._learn(X, target, weight, given=given, fresh=first, epochs=1)
 
     def predict(self, X: Any) -> Array:
         """The most probable label of each row, (B,); zeros and ones (B, L) of several labels."""
@@ -432,7 +434,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 f": it has shape {y.shape} and dtype {y.dtype}"
             )
         if y.ndim == 2:
-            return torch.as_tensor(y)
+            return _of_array(y)
         unknown = np.setdiff1d(found, self.classes_)
         if len(unknown):
             raise ValueError(
@@ -448,12 +450,13 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         target: Tensor,
         sample_weight: Array | None,
         *,
+        given: Any,
         fresh: bool,
         epochs: int | None = None,
         validation: Any = None,
         **options: Any,
     ) -> Classifier:
-        """Turn the settings into columns and rules, and train."""
+        """Turn the settings into columns and rules, and train; a teacher is asked of inputs as `given`."""
         check_types(vars(self), type(self))
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
         inputs = self._tensor(X, fresh=fresh)
@@ -463,7 +466,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         counts = _positive(share)
         data = {"input": inputs, "target": target}
         if self.teacher is not None:
-            data["teacher"] = self._teaching(X, inputs)
+            data["teacher"] = self._teaching(given, inputs)
         data = {name: column[counts] for name, column in data.items()}
         inputs, target, share = data["input"], data["target"], share[counts].to(inputs.dtype)
         if target.ndim == 2:
@@ -471,7 +474,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if validation is not None:
             held_out, labels = validation
             labels = labels.to(inputs.dtype) if labels.ndim == 2 else labels
-            validation = (torch.as_tensor(held_out, dtype=inputs.dtype), labels)
+            validation = (_of_array(held_out, inputs.dtype), labels)
         likely = target  # what an example of each class counts by
         if self.confidence is not None:
             likely = targets.confidence(target, len(self.classes_), self.confidence, inputs.dtype)
@@ -670,7 +673,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 rules.append(self.weight)
         return weights.product(*rules) if rules else weights.one
 
-    def _teaching(self, X: Array, inputs: Tensor) -> Tensor:
+    def _teaching(self, X: Any, inputs: Tensor) -> Tensor:
         """The teacher's logits (B, K), up to a constant a row, in the order of the classes."""
         check_is_fitted(self.teacher, "classes_", msg="a teacher is a trained classifier: it is %(name)s()")
         classes = np.asarray(self.teacher.classes_)
@@ -780,12 +783,12 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             X: inputs (B, ...).
             y: targets (B,) or (B, D).
         """
-        check_is_fitted(self)
+        predicted = torch.as_tensor(self.predict(X))
         X, y = self._checked(X, y, reset=False)
-        target = torch.as_tensor(np.asarray(y, np.float64))
-        scores = metrics.regression(target, torch.as_tensor(self.predict(X)))
+        rows = _rows(y)
+        scores = metrics.regression(rows.view(y.shape), predicted)
         inputs = self._tensor(X)
-        scaled = self._in_units(_rows(y)).to(inputs.dtype)
+        scaled = self._in_units(rows).to(inputs.dtype)
         return {**evaluate(self._trained(), (inputs, scaled), head=self.head_), **scores}
 
     @property
@@ -825,7 +828,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             "sample_weight": (share / share.mean() if epochs is None else share).to(inputs.dtype),
         }
         if validation is not None:
-            held_out = torch.as_tensor(validation[0]).to(inputs.dtype)
+            held_out = _of_array(validation[0], inputs.dtype)
             validation = held_out, self._in_units(_rows(validation[1])).to(inputs.dtype)
 
         rule = self._weight_rule(weighs=weight is not None)
@@ -885,9 +888,14 @@ def _is_off(value: Any) -> bool:
     return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
 
 
+def _of_array(array: Array, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of memory that may be written, of which torch warns where it may not (a DataFrame's)."""
+    return torch.as_tensor(np.require(array, requirements="W"), dtype=dtype)
+
+
 def _rows(y: Array) -> Tensor:
     """Real targets (B,) or (B, D) as rows (B, D)."""
-    return torch.as_tensor(np.asarray(y, np.float64).reshape(len(y), -1))
+    return _of_array(np.asarray(y, np.float64).reshape(len(y), -1))
 
 
 def _positive(share: Tensor) -> Tensor | slice:

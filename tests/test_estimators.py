@@ -11,7 +11,9 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -251,6 +253,21 @@ def test_a_teacher_is_learned_from():
     other = Classifier(teacher=teacher, **settings)
     with pytest.raises(ValueError, match="the same classes: the teacher's are"):
         other.fit(X, y > 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_whose_columns_have_names():
+    """Neither the teacher nor what is held out is asked of a table without them."""
+    pd = pytest.importorskip("pandas")
+    table, labels = pd.DataFrame(X, columns=["a", "b", "c"]), pd.Series(Y)
+    scale = ColumnTransformer([("scaled", StandardScaler(), ["a", "c"])])
+    teacher = make_pipeline(scale, LogisticRegression()).fit(table, labels)
+    how = {"epochs": 1, "device": "cpu"}
+    Classifier(teacher=teacher, **how).fit(table, labels, validation=(table, labels))
+    Classifier(**how).fit(table, (table > 0).astype(int)).evaluate(table, (table > 0).astype(int))
+    regressor = Regressor(**how).fit(table, table["a"], validation=(table, table["a"]))
+    scores = regressor.evaluate(table, table["a"])
+    assert scores["mse"] == pytest.approx(((regressor.predict(table) - X[:, 0]) ** 2).mean())
 
 
 def test_soft_labels_are_learned_as_they_are():
