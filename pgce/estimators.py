@@ -273,7 +273,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     pos_weight: Any = None
     """Weight of the labels that are 1, or one a label; of several labels a row."""
     teacher: Any = None
-    """A trained classifier whose probabilities are learned beside the labels (distillation)."""
+    """A trained classifier whose probabilities are learned beside the labels (distillation); in a
+    `sklearn.frozen.FrozenEstimator` it stays trained where this one is cloned, as in cross-validation."""
 
     _regresses = False
     _found = ("classes_", "multilabel_")
@@ -675,7 +676,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
 
     def _teaching(self, X: Any, inputs: Tensor) -> Tensor:
         """The teacher's logits (B, K), up to a constant a row, in the order of the classes."""
-        check_is_fitted(self.teacher, "classes_", msg="a teacher is a trained classifier: it is %(name)s()")
+        untrained = (
+            "a teacher is a trained classifier: it is %(name)s(), not trained (clones of an estimator, as "
+            "cross-validation makes them, have one that is trained if it is sklearn.frozen.FrozenEstimator's)"
+        )
+        check_is_fitted(self.teacher, "classes_", msg=untrained)
         classes = np.asarray(self.teacher.classes_)
         if not np.array_equal(classes, self.classes_):
             raise ValueError(

@@ -13,6 +13,8 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -253,6 +255,16 @@ def test_a_teacher_is_learned_from():
     other = Classifier(teacher=teacher, **settings)
     with pytest.raises(ValueError, match="the same classes: the teacher's are"):
         other.fit(X, y > 4)
+
+
+def test_a_teacher_in_cross_validation():
+    """scikit-learn clones it with the estimator, and it has to be frozen to stay trained."""
+    teacher = LogisticRegression().fit(X, Y)
+    how = {"epochs": 1, "device": "cpu"}
+    with pytest.raises(NotFittedError, match=r"it is LogisticRegression\(\), not trained .*FrozenEstimator"):
+        cross_val_score(Classifier(teacher=teacher, **how), X, Y, cv=2, error_score="raise")
+    frozen = Classifier(teacher=FrozenEstimator(teacher), **how)
+    assert np.isfinite(cross_val_score(frozen, X, Y, cv=2)).all()
 
 
 @pytest.mark.filterwarnings("error")
