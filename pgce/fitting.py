@@ -126,6 +126,7 @@ def fit(
         augment: (inputs, targets, generator) -> both changed, such as `targets.mixup`; before each step.
         validation: held-out data, evaluated after every epoch, with the averaged weights if there are any.
             They are scored, and `augment` changes, the column that `target` names; "target" if it is a rule.
+            All count the same: a "sample_weight" of theirs is not read.
         metrics: further numbers of the validation data, such as `pgce.metrics.classification`.
         patience: epochs without a better `monitor` after which training stops. The best weights are kept.
         monitor: the column of the history to watch.
@@ -483,7 +484,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode for the time of the call.
-        data: as `fit` takes it.
+        data: as `fit` takes it; all examples count the same, whatever "sample_weight" they have.
         head: what the logits mean; None is `Categorical()`.
         target: the column with y.
         output: key of the model's output to read; None where it has only one.
