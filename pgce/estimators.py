@@ -98,8 +98,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         dtype: torch.dtype | None = torch.float32
         if network is not None:
             dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), dtype)
-        elif resolve_device(self.device).type == "cpu":
-            dtype = None
+        elif resolve_device(self.device).type == "cpu" and self.precision == "float32":
+            dtype = None  # a lower precision is float32's, which torch leaves out where all is float64
         return _of_array(X, dtype)
 
     def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
@@ -245,7 +245,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     row; floating, a distribution over the classes in each row. The rules compose as `pgce.targets` and
     `pgce.weights` say; the loss of a soft target is the expected loss of a label drawn from it, class weights
     included. Sample and class weights are scaled to mean 1 in `fit` (only their ratios count), and rows of
-    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed.
+    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed (with a
+    lower `precision` it is of float32).
 
     Attributes:
         classes_: the labels, (K,).

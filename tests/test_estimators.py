@@ -401,6 +401,15 @@ def test_a_module_of_one_s_own_is_copied_and_trained_in_its_own_precision():
     assert clone(estimator).get_params()["module"] is not None
 
 
+def test_a_lower_precision_is_that_of_any_inputs():
+    X, y = digits(200)
+    how = {"precision": "bfloat16", "epochs": 2, "random_state": 0, "device": "cpu"}
+    wide, narrow = (Classifier(**how).fit(X.astype(kind), y) for kind in (np.float64, np.float32))
+    assert wide.history_["loss"] == narrow.history_["loss"]
+    assert next(wide.module_.parameters()).dtype == torch.float32
+    assert Classifier(**how | {"precision": "float32"}).fit(X, y).history_["loss"] != wide.history_["loss"]
+
+
 def test_early_stopping_and_validation():
     X, y = digits()
     estimator = Classifier(early_stopping=True, patience=3, learning_rate=0.03, random_state=0, device="cpu")
