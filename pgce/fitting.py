@@ -112,7 +112,8 @@ def fit(
     Args:
         model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
         data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a mapping with
-            "input" and columns by name; a Dataset or a DataLoader of such; or a `Batch`, which a DataLoader
+            "input" and columns by name; a Dataset or a DataLoader of such (its first batch is looked at
+            before the first epoch, so that a stream is begun once more); or a `Batch`, which a DataLoader
             may yield too. Inputs may be a mapping of arrays, with which the model is then called. What lies
             in memory moves to the device as a whole.
         head: what the logits mean; None is `Categorical()`.
@@ -341,12 +342,15 @@ class _Fitting:
         else:
             batches = pieces(source, place, size)
             parts = _length(source)
+        i = -1
         for i, batch in enumerate(batches):
             self.stack.progress = min((n + i / parts) / self.epochs, 1.0)
             if self.ranks > 1:
                 self.rows = len(batch)
                 batch = batch.rows(torch.arange(processes.rank(), self.rows, self.ranks, device=place))
             yield batch if self.augment is None else self._augmented(batch)
+        if i < 0:
+            raise ValueError(f"data: {_NO_BATCH}: this one has none in epoch {n + 1}")
 
     def _augmented(self, batch: Batch) -> Batch:
         assert self.augment is not None
@@ -616,6 +620,8 @@ def _outputs(
                 read = _one_of(outputs, output)
                 logits.append(read if batch.mask is None else read[batch.mask])
                 targets.append(torch.empty(0) if column is None else _column(examples, column))
+    if not found[0][0]:
+        raise ValueError(f"{_NO_BATCH}: this one has none")
     return [(torch.cat(logits), torch.cat(targets)) for logits, targets in found]
 
 
@@ -636,8 +642,11 @@ def _first(source: Batch | DataLoader[Any], place: torch.device, name: str) -> B
     """All data that lie in memory, or a loader's first batch."""
     found = source if isinstance(source, Batch) else next(pieces(source, place, 1), None)
     if found is None:
-        raise ValueError(f"{name}: a loader has at least one batch: this one has none")
+        raise ValueError(f"{name}: {_NO_BATCH}: this one has none")
     return found
+
+
+_NO_BATCH = "a loader has at least one batch, and a stream begins anew whenever it is gone through"
 
 
 def _identity(source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer) -> dict[str, Any]:

@@ -876,8 +876,23 @@ def test_streams_and_tables_and_loaders_without_a_batch():
     model = network(0)
     table = pandas.DataFrame(inputs.numpy())
     assert torch.equal(pgce.predict(model.float(), table), pgce.predict(model, inputs.float()))
-    with pytest.raises(ValueError, match="data: a loader has at least one batch: this one has none"):
+    with pytest.raises(ValueError, match=r"data: a loader has at least one batch.*: this one has none$"):
         fitted(DataLoader(TensorDataset(inputs[:5], labels[:5]), 10, drop_last=True))
+
+
+def test_a_stream_begins_anew():
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = zip(*digits(), strict=True)
+
+        def __iter__(self):
+            return self.rows
+
+    message = "a stream begins anew whenever it is gone through: this one has none"
+    with pytest.raises(ValueError, match=f"^data: .*{message} in epoch 2"):
+        fitted(Once(), epochs=2)
+    with pytest.raises(ValueError, match=message):
+        fitted(epochs=2, validation=Once())
 
 
 def test_arrays_that_are_not_to_be_written_are_copied(recwarn):
