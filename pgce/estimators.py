@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -225,8 +226,11 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 f"{self.validation_fraction}, there are {len(y)}"
             )
         label = y.cpu().numpy() if y.ndim == 1 and not y.is_floating_point() else None
-        if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
-            label = None
+        if label is not None:
+            number = np.unique(label, return_counts=True)[1]
+            out = math.ceil(float(self.validation_fraction) * len(y))
+            if number.min() < 2 or min(out, len(y) - out) < len(number):  # no room for every class
+                label = None
         rows, held_out = train_test_split(
             np.arange(len(y)),
             test_size=float(self.validation_fraction),

@@ -434,6 +434,14 @@ def regression(number=300):
 LINEAR = {"hidden_sizes": (), "epochs": 300, "learning_rate": 0.02, "random_state": 0, "device": "cpu"}
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_a_part_without_room_for_every_class(fraction):
+    """Two of 18 examples of three classes, or all but one, cannot have equal shares of each."""
+    how = {"early_stopping": True, "validation_fraction": fraction, "epochs": 1, "device": "cpu"}
+    history = Classifier(**how).fit(X[:18], Y[:18]).history_
+    assert history["examples"] == [18 - np.ceil(18 * fraction)]
+
+
 def test_what_is_held_out_is_scored_as_it_is_where_training_mixes():
     w = np.where(Y == 0, 10.0, 1.0)
     how = {"early_stopping": True, "monitor": "val_accuracy", "learning_rate": 1e-9, "epochs": 1}
