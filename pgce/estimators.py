@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -465,6 +466,15 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """Turn the settings into columns and rules, and train; a teacher is asked of inputs as `given`."""
         check_types(vars(self), type(self))
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
+        frequent = {"sampler": self.sampler == "balanced", "class_weight": isinstance(self.class_weight, str)}
+        if self.logit_adjustment and any(frequent.values()):
+            others = " and ".join(name for name, corrects in frequent.items() if corrects)
+            warnings.warn(
+                f"logit_adjustment and {others} correct class frequencies, which is once too often: leave "
+                "one out",
+                UserWarning,
+                stacklevel=3,
+            )
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
             self._check_module(inputs)

@@ -630,6 +630,9 @@ def test_balanced_sampling_and_class_weights_warn():
     estimator = Classifier(class_weight="balanced", sampler="balanced", epochs=1, device="cpu")
     with pytest.warns(UserWarning, match="corrects it twice"):
         estimator.fit(X, Y)
+    estimator = Classifier(logit_adjustment=1.0, class_weight="balanced", epochs=1, device="cpu")
+    with pytest.warns(UserWarning, match="^logit_adjustment and class_weight correct class frequencies"):
+        estimator.fit(X, Y)
 
 
 @pytest.mark.parametrize("further", [{}, {"mixup": 0.2}])
