@@ -180,6 +180,8 @@ def _table(path: Path, target: str | None) -> _Source:
         frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(f'{path} needs pandas and pyarrow: pip install "pgce[tables]"') from error
+    except ValueError as error:  # which does not say of which file
+        raise ValueError(f"pandas cannot read {path} as a table: {error}") from error
     wanted = _TARGETS if target is None else (target,)
     columns = ", ".join(map(repr, frame.columns))
     chosen = [column for column in wanted if column in frame.columns]

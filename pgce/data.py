@@ -127,7 +127,7 @@ def as_source(
         return data
     if isinstance(data, Dataset) and not isinstance(data, TensorDataset):
         shuffles = generator is not None and not isinstance(data, IterableDataset)
-        return DataLoader(data, batch_size, shuffle=shuffles, generator=generator)
+        return DataLoader(data, int(batch_size), shuffle=shuffles, generator=generator)
     return _rows_that_count(as_batch(data, device))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,10 +100,9 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         dtype: torch.dtype | None = torch.float32
         if network is not None:
             dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), dtype)
-        elif resolve_device(self.device).type == "cpu":
-            dtype = None
-        # torch warns of memory that is not to be written
-        return torch.as_tensor(np.require(X, requirements="W"), dtype=dtype)
+        elif resolve_device(self.device).type == "cpu" and self.precision == "float32":
+            dtype = None  # a lower precision is float32's, which torch leaves out where all is float64
+        return _of_array(X, dtype)
 
     def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
         if self.module is not None:
@@ -119,10 +120,14 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         fresh: bool,
         epochs: int | None = None,
         validation: Any = None,
+        scored: Tensor | None = None,
         after: After | None = None,
         **options: Any,
     ) -> None:
-        """Train a new network, or the last one further, whose optimizer then goes on too."""
+        """Train a new network, or the last one further, whose optimizer then goes on too.
+
+        What is held out is scored by `scored`, if that is not the target that is learned.
+        """
         if epochs is not None and self.checkpoints is not None:
             raise ValueError(
                 f"partial_fit makes one pass, which has no checkpoints: checkpoints is {self.checkpoints!r}"
@@ -148,8 +153,9 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             self._stack, self._made_with = stack, (self.optimizer, settings)
         patience = self.patience if self.early_stopping else None
         if epochs is None and patience is not None and validation is None:
-            rows, held_out = self._split(data, seed)
-            validation = {name: column[held_out] for name, column in data.items()}
+            judged = data if scored is None else {**data, "target": scored}
+            rows, held_out = self._split(judged, seed)
+            validation = {name: column[held_out] for name, column in judged.items()}
             data = {name: column[rows] for name, column in data.items()}
         history = fit(
             self._trained(),
@@ -221,10 +227,16 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 f"{self.validation_fraction}, there are {len(y)}"
             )
         label = y.cpu().numpy() if y.ndim == 1 and not y.is_floating_point() else None
-        if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
-            label = None
+        if label is not None:
+            number = np.unique(label, return_counts=True)[1]
+            out = math.ceil(float(self.validation_fraction) * len(y))
+            if number.min() < 2 or min(out, len(y) - out) < len(number):  # no room for every class
+                label = None
         rows, held_out = train_test_split(
-            np.arange(len(y)), test_size=self.validation_fraction, stratify=label, random_state=seed % 2**32
+            np.arange(len(y)),
+            test_size=float(self.validation_fraction),
+            stratify=label,
+            random_state=seed % 2**32,
         )
         return torch.as_tensor(rows), torch.as_tensor(held_out)
 
@@ -238,7 +250,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     row; floating, a distribution over the classes in each row. The rules compose as `pgce.targets` and
     `pgce.weights` say; the loss of a soft target is the expected loss of a label drawn from it, class weights
     included. Sample and class weights are scaled to mean 1 in `fit` (only their ratios count), and rows of
-    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed.
+    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed (with a
+    lower `precision` it is of float32).
 
     Attributes:
         classes_: the labels, (K,).
@@ -266,7 +279,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     pos_weight: Any = None
     """Weight of the labels that are 1, or one a label; of several labels a row."""
     teacher: Any = None
-    """A trained classifier whose probabilities are learned beside the labels (distillation)."""
+    """A trained classifier whose probabilities are learned beside the labels (distillation); in a
+    `sklearn.frozen.FrozenEstimator` it stays trained where this one is cloned, as in cross-validation."""
 
     _regresses = False
     _found = ("classes_", "multilabel_")
@@ -301,14 +315,16 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         Raises:
             ValueError: bad values, or rules that exclude each other.
         """
-        goes_on = self._goes_on()
+        goes_on, given = self._goes_on(), X
         X, y = self._checked(X, y, reset=not goes_on)
         weight = self._weights(sample_weight, X)
         target = self._labels(y, None, known=goes_on)
         if validation is not None:
             held_out, labels = self._checked(*validation, reset=False)
             validation = (held_out, self._labels(labels, None, known=True))
-        return self._learn(X, target, weight, fresh=not goes_on, validation=validation, after=after)
+        return self._learn(
+            X, target, weight, given=given, fresh=not goes_on, validation=validation, after=after
+        )
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Classifier:
         """One pass over this data, from the weights and the optimizer's state of the last call.
@@ -333,10 +349,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 "class frequencies need all data at once: partial_fit takes class_weight as a number a label "
                 f"and no logit_adjustment; they are {self.class_weight!r} and {self.logit_adjustment}"
             )
+        given = X
         X, y = self._checked(X, y, reset=first)
         weight = self._weights(sample_weight, X)
         target = self._labels(y, classes, known=not first)
-        return self._learn(X, target, weight, fresh=first, epochs=1)
+        return self._learn(X, target, weight, given=given, fresh=first, epochs=1)
 
     def predict(self, X: Any) -> Array:
         """The most probable label of each row, (B,); zeros and ones (B, L) of several labels."""
@@ -424,7 +441,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 f": it has shape {y.shape} and dtype {y.dtype}"
             )
         if y.ndim == 2:
-            return torch.as_tensor(y)
+            return _of_array(y)
         unknown = np.setdiff1d(found, self.classes_)
         if len(unknown):
             raise ValueError(
@@ -440,14 +457,24 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         target: Tensor,
         sample_weight: Array | None,
         *,
+        given: Any,
         fresh: bool,
         epochs: int | None = None,
         validation: Any = None,
         **options: Any,
     ) -> Classifier:
-        """Turn the settings into columns and rules, and train."""
+        """Turn the settings into columns and rules, and train; a teacher is asked of inputs as `given`."""
         check_types(vars(self), type(self))
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
+        frequent = {"sampler": self.sampler == "balanced", "class_weight": isinstance(self.class_weight, str)}
+        if self.logit_adjustment and any(frequent.values()):
+            others = " and ".join(name for name, corrects in frequent.items() if corrects)
+            warnings.warn(
+                f"logit_adjustment and {others} correct class frequencies, which is once too often: leave "
+                "one out",
+                UserWarning,
+                stacklevel=3,
+            )
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
             self._check_module(inputs)
@@ -455,7 +482,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         counts = _positive(share)
         data = {"input": inputs, "target": target}
         if self.teacher is not None:
-            data["teacher"] = self._teaching(X, inputs)
+            data["teacher"] = self._teaching(given, inputs)
         data = {name: column[counts] for name, column in data.items()}
         inputs, target, share = data["input"], data["target"], share[counts].to(inputs.dtype)
         if target.ndim == 2:
@@ -463,15 +490,20 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if validation is not None:
             held_out, labels = validation
             labels = labels.to(inputs.dtype) if labels.ndim == 2 else labels
-            validation = (torch.as_tensor(held_out, dtype=inputs.dtype), labels)
-        number = None if self.multilabel_ else _numbers(target, share, len(self.classes_))
+            validation = (_of_array(held_out, inputs.dtype), labels)
+        likely = target  # what an example of each class counts by
+        if self.confidence is not None:
+            likely = targets.confidence(target, len(self.classes_), self.confidence, inputs.dtype)
+        number = None if self.multilabel_ else _numbers(likely, share, len(self.classes_))
         class_weight = None if number is None else self._class_weights(number)
         if epochs is None:  # only the ratios of weights count
-            total = share
+            share = share / share.mean()
             if class_weight is not None:
-                total = share * weights.per_class(share, {"target": target}, class_weight=class_weight)
-            share = share / total.mean()
+                total = share * weights.per_class(share, {"target": likely}, class_weight=class_weight)
+                class_weight = class_weight / total.mean()
         data |= {"target": target, "sample_weight": share}
+        drawn = self.sampler == "weighted"  # by sample_weight, which then weighs nothing
+        weighs = sample_weight is not None and not drawn
         mix = None
         if self.mixup:
             mix = partial(targets.mixup, alpha=self.mixup)
@@ -480,11 +512,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if mix is not None and not self.multilabel_:
             # A row that is multiplied by its example's weight mixes the weights as well.
             rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
-            data["target"] = rows * share.unsqueeze(1)
-            data["sample_weight"] = torch.ones_like(share)
+            if weighs:
+                rows, data["sample_weight"] = rows * share.unsqueeze(1), torch.ones_like(share)
+            data["target"] = rows
             class_weight = share.new_ones(len(self.classes_)) if class_weight is None else class_weight
-        weighs = sample_weight is not None and self.sampler != "weighted"
-        rule = self._weight_rule(class_weight, weighs=weighs or class_weight is not None)
+        rule = self._weight_rule(class_weight, weighs=weighs)
         terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
         if self.teacher is not None:
             temperature = self.temperature
@@ -504,6 +536,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             sampler=_SAMPLERS[self.sampler],
             augment=mix,
             validation=validation,
+            scored=target,
             **options,
         )
         return self
@@ -603,13 +636,17 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             if self.redraw:
                 noise = targets.noise_matrix(classes, self.redraw)
                 y = targets.draw(y.cpu(), noise).to(y.device)
+            label = y
             if self.soft_labels is not None:
                 y = targets.soften(y, classes, *self.soft_labels, dtype=logits.dtype)
             elif self.confidence is not None:
                 y = targets.confidence(y, classes, self.confidence, logits.dtype)
             elif self.noise is not None and self.correction == "backward":
                 y = targets.denoised(y, self._noise_matrix().to(logits))
-            elif y.is_floating_point() and class_weight is not None:
+            if class_weight is not None and y is not label and self.soft_labels is None:
+                v = class_weight.to(logits)  # of the classes that the label stands for; w has its own
+                y = y * v / v[label].unsqueeze(-1)
+            elif label.is_floating_point() and class_weight is not None:
                 y = targets.reweighted(y, class_weight)
             if self.label_smoothing:
                 rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)
@@ -652,9 +689,13 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 rules.append(self.weight)
         return weights.product(*rules) if rules else weights.one
 
-    def _teaching(self, X: Array, inputs: Tensor) -> Tensor:
+    def _teaching(self, X: Any, inputs: Tensor) -> Tensor:
         """The teacher's logits (B, K), up to a constant a row, in the order of the classes."""
-        check_is_fitted(self.teacher, "classes_", msg="a teacher is a trained classifier: it is %(name)s()")
+        untrained = (
+            "a teacher is a trained classifier: it is %(name)s(), not trained (clones of an estimator, as "
+            "cross-validation makes them, have one that is trained if it is sklearn.frozen.FrozenEstimator's)"
+        )
+        check_is_fitted(self.teacher, "classes_", msg=untrained)
         classes = np.asarray(self.teacher.classes_)
         if not np.array_equal(classes, self.classes_):
             raise ValueError(
@@ -762,12 +803,12 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             X: inputs (B, ...).
             y: targets (B,) or (B, D).
         """
-        check_is_fitted(self)
+        predicted = torch.as_tensor(self.predict(X))
         X, y = self._checked(X, y, reset=False)
-        target = torch.as_tensor(np.asarray(y, np.float64))
-        scores = metrics.regression(target, torch.as_tensor(self.predict(X)))
+        rows = _rows(y)
+        scores = metrics.regression(rows.view(y.shape), predicted)
         inputs = self._tensor(X)
-        scaled = self._in_units(_rows(y)).to(inputs.dtype)
+        scaled = self._in_units(rows).to(inputs.dtype)
         return {**evaluate(self._trained(), (inputs, scaled), head=self.head_), **scores}
 
     @property
@@ -807,7 +848,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             "sample_weight": (share / share.mean() if epochs is None else share).to(inputs.dtype),
         }
         if validation is not None:
-            held_out = torch.as_tensor(validation[0]).to(inputs.dtype)
+            held_out = _of_array(validation[0], inputs.dtype)
             validation = held_out, self._in_units(_rows(validation[1])).to(inputs.dtype)
 
         rule = self._weight_rule(weighs=weight is not None)
@@ -867,9 +908,14 @@ def _is_off(value: Any) -> bool:
     return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
 
 
+def _of_array(array: Array, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of memory that may be written, of which torch warns where it may not (a DataFrame's)."""
+    return torch.as_tensor(np.require(array, requirements="W"), dtype=dtype)
+
+
 def _rows(y: Array) -> Tensor:
     """Real targets (B,) or (B, D) as rows (B, D)."""
-    return torch.as_tensor(np.asarray(y, np.float64).reshape(len(y), -1))
+    return _of_array(np.asarray(y, np.float64).reshape(len(y), -1))
 
 
 def _positive(share: Tensor) -> Tensor | slice:

@@ -51,7 +51,8 @@ class History:
     Attributes:
         epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
             training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
-            of a classifier "accuracy", each example as it was before its update, "learning_rate" and
+            of a classifier "accuracy", each example as it was before its update (without those whose update
+            was left out, see `max_skips`; NaN if all were), "learning_rate" and
             "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
             "val_{name}_loss" of each further term, and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
@@ -111,7 +112,8 @@ def fit(
     Args:
         model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
         data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a mapping with
-            "input" and columns by name; a Dataset or a DataLoader of such; or a `Batch`, which a DataLoader
+            "input" and columns by name; a Dataset or a DataLoader of such (its first batch is looked at
+            before the first epoch, so that a stream is begun once more); or a `Batch`, which a DataLoader
             may yield too. Inputs may be a mapping of arrays, with which the model is then called. What lies
             in memory moves to the device as a whole.
         head: what the logits mean; None is `Categorical()`.
@@ -125,6 +127,7 @@ def fit(
         augment: (inputs, targets, generator) -> both changed, such as `targets.mixup`; before each step.
         validation: held-out data, evaluated after every epoch, with the averaged weights if there are any.
             They are scored, and `augment` changes, the column that `target` names; "target" if it is a rule.
+            All count the same: a "sample_weight" of theirs is not read.
         metrics: further numbers of the validation data, such as `pgce.metrics.classification`.
         patience: epochs without a better `monitor` after which training stops. The best weights are kept.
         monitor: the column of the history to watch.
@@ -190,6 +193,7 @@ def fit(
         )
     if terms is not None and (head is not None or target != "target" or weight is not None):
         raise ValueError("head, target and weight are those of the terms: give one or the other")
+    batch_size, seed = int(batch_size), int(seed)  # torch takes no whole numbers of NumPy
     processes.join(str(device))
     place = resolve_device(device)
     model.to(place)
@@ -277,6 +281,7 @@ class _Fitting:
         self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
         # Of the epoch that is under way:
         self.sizes: list[int] = []
+        self.learned = 0  # examples whose update was not left out
         self.losses: list[Tensor] = []
         self.hits: list[Tensor] = []
         self.judged = 0  # targets: of sequences several an example
@@ -325,7 +330,7 @@ class _Fitting:
 
     def _epoch(self, n: int) -> Iterator[Batch]:
         """The batches of an epoch, of several processes each its rows."""
-        self.judged = 0
+        self.judged = self.learned = 0
         for values in (self.losses, self.hits, self.sizes, self.whole):
             values.clear()
         self.model.train()
@@ -337,12 +342,15 @@ class _Fitting:
         else:
             batches = pieces(source, place, size)
             parts = _length(source)
+        i = -1
         for i, batch in enumerate(batches):
             self.stack.progress = min((n + i / parts) / self.epochs, 1.0)
             if self.ranks > 1:
                 self.rows = len(batch)
                 batch = batch.rows(torch.arange(processes.rank(), self.rows, self.ranks, device=place))
             yield batch if self.augment is None else self._augmented(batch)
+        if i < 0:
+            raise ValueError(f"data: {_NO_BATCH}: this one has none in epoch {n + 1}")
 
     def _augmented(self, batch: Batch) -> Batch:
         assert self.augment is not None
@@ -361,6 +369,7 @@ class _Fitting:
             for other in list(reports.values())[1:]:
                 loss = loss + other.loss
             self.losses.append(loss * size)
+            self.learned += size
             if self.classifies:
                 found = right(report, self.main.head)
                 self.hits.append(found.sum())
@@ -400,9 +409,9 @@ class _Fitting:
     def _row(self, n: int) -> dict[str, float]:
         """What the steps of an epoch came to."""
         self.seen += sum(self.sizes)
-        counted = max(sum(self.sizes), 1)  # below, it is waited for the device: the epoch is over
         none = torch.zeros((), device=self.place)
-        loss = (processes.total(sum(self.losses, none)) / counted).item()
+        # Here it is waited for the device: the epoch is over.
+        loss = (processes.total(sum(self.losses, none)) / self.learned).item()
         accuracy = processes.total(sum(self.hits, none))
         (targets,) = processes.sum_of([float(self.judged)])
         for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
@@ -413,7 +422,7 @@ class _Fitting:
             "steps": float(self.stack.steps),
             "seconds": self.clock.stop(),
             "loss": loss,
-            **({"accuracy": accuracy.item() / max(targets, 1)} if self.classifies else {}),
+            **({"accuracy": accuracy.item() / targets if targets else math.nan} if self.classifies else {}),
             "learning_rate": self.stack.learning_rate,
             "grad_norm": self.stack.grad_norm,
             "skipped": float(self.stack.skipped),
@@ -479,7 +488,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode for the time of the call.
-        data: as `fit` takes it.
+        data: as `fit` takes it; all examples count the same, whatever "sample_weight" they have.
         head: what the logits mean; None is `Categorical()`.
         target: the column with y.
         output: key of the model's output to read; None where it has only one.
@@ -612,6 +621,8 @@ def _outputs(
                 read = _one_of(outputs, output)
                 logits.append(read if batch.mask is None else read[batch.mask])
                 targets.append(torch.empty(0) if column is None else _column(examples, column))
+    if not found[0][0]:
+        raise ValueError(f"{_NO_BATCH}: this one has none")
     return [(torch.cat(logits), torch.cat(targets)) for logits, targets in found]
 
 
@@ -632,8 +643,11 @@ def _first(source: Batch | DataLoader[Any], place: torch.device, name: str) -> B
     """All data that lie in memory, or a loader's first batch."""
     found = source if isinstance(source, Batch) else next(pieces(source, place, 1), None)
     if found is None:
-        raise ValueError(f"{name}: a loader has at least one batch: this one has none")
+        raise ValueError(f"{name}: {_NO_BATCH}: this one has none")
     return found
+
+
+_NO_BATCH = "a loader has at least one batch, and a stream begins anew whenever it is gone through"
 
 
 def _identity(source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer) -> dict[str, Any]:

@@ -11,7 +11,11 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -132,6 +136,26 @@ def test_composition_equals_a_numpy_reference(block):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+def test_class_weights_are_of_what_a_label_stands_for():
+    """Sure to c: as the rows that say so. Noisy labels: in expectation the loss of the clean ones."""
+    X, label, s = RNG.normal(size=(40, 3)), np.arange(40) % 4, RNG.uniform(0.1, 2, 40)
+    module = linear(3, 4)
+    for class_weight in ("balanced", dict(enumerate([1.0, 2.0, 5.0, 9.0]))):
+        further = {"class_weight": class_weight, "label_smoothing": 0.1}
+        sure = step(Classifier(confidence=0.7, **further), module, X, label, s)
+        rows = step(Classifier(**further), module, X, 0.7 * np.eye(4)[label] + 0.3 / 4, s)
+        assert sure[0] == pytest.approx(rows[0])
+        np.testing.assert_allclose(sure[1][0], rows[1][0])
+    T = np.full((4, 4), 0.1) + 0.6 * np.eye(4)
+    pairs = np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)  # clean and noisy label
+    X, share = RNG.normal(size=(4, 3)), T[pairs] / 4
+    clean = step(Classifier(class_weight=class_weight), module, X, np.arange(4))
+    noisy = Classifier(class_weight=class_weight, noise=T, correction="backward")
+    noisy = step(noisy, module, X[pairs[0]], pairs[1], share)
+    for ours, theirs in zip(noisy[1], clean[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 def test_focal_and_further_rules_multiply():
     X, label = RNG.normal(size=(40, 3)), np.arange(40) % 4
     module = linear(3, 4)
@@ -163,11 +187,11 @@ def test_mixup_mixes_weights_as_well():
         patch.setattr(pgce.targets, "mixup", spy)
         estimator = Classifier(mixup=1.0, class_weight=dict(enumerate(v)), random_state=0)
         loss, _ = step(estimator, module, X, label, s)
-    scale = 30 / (s * v[label]).sum()
+    scale = s.sum() / (s * v[label]).sum()
     log_p = module(mixed["inputs"]).log_softmax(-1).detach().numpy()
     rows = mixed["target"].numpy()
-    np.testing.assert_allclose(rows.sum(), (s * scale).sum())
-    assert loss == pytest.approx(-(rows * v * log_p).sum() / 30, rel=1e-9)
+    np.testing.assert_allclose(rows.sum(), 30)
+    assert loss == pytest.approx(-(rows * v * scale * log_p).sum() / 30, rel=1e-9)
 
 
 def accuracy(**settings):
@@ -233,6 +257,31 @@ def test_a_teacher_is_learned_from():
         other.fit(X, y > 4)
 
 
+def test_a_teacher_in_cross_validation():
+    """scikit-learn clones it with the estimator, and it has to be frozen to stay trained."""
+    teacher = LogisticRegression().fit(X, Y)
+    how = {"epochs": 1, "device": "cpu"}
+    with pytest.raises(NotFittedError, match=r"it is LogisticRegression\(\), not trained .*FrozenEstimator"):
+        cross_val_score(Classifier(teacher=teacher, **how), X, Y, cv=2, error_score="raise")
+    frozen = Classifier(teacher=FrozenEstimator(teacher), **how)
+    assert np.isfinite(cross_val_score(frozen, X, Y, cv=2)).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_whose_columns_have_names():
+    """Neither the teacher nor what is held out is asked of a table without them."""
+    pd = pytest.importorskip("pandas")
+    table, labels = pd.DataFrame(X, columns=["a", "b", "c"]), pd.Series(Y)
+    scale = ColumnTransformer([("scaled", StandardScaler(), ["a", "c"])])
+    teacher = make_pipeline(scale, LogisticRegression()).fit(table, labels)
+    how = {"epochs": 1, "device": "cpu"}
+    Classifier(teacher=teacher, **how).fit(table, labels, validation=(table, labels))
+    Classifier(**how).fit(table, (table > 0).astype(int)).evaluate(table, (table > 0).astype(int))
+    regressor = Regressor(**how).fit(table, table["a"], validation=(table, table["a"]))
+    scores = regressor.evaluate(table, table["a"])
+    assert scores["mse"] == pytest.approx(((regressor.predict(table) - X[:, 0]) ** 2).mean())
+
+
 def test_soft_labels_are_learned_as_they_are():
     """With one point and y = (0.2, 0.3, 0.5) the probabilities become y."""
     X, P = np.zeros((50, 1)), np.tile([0.2, 0.3, 0.5], (50, 1))
@@ -262,6 +311,11 @@ def test_several_labels():
         recall[name] = guess[Y[300:] == 1].mean()
     assert recall["pos_weight"] > recall["plain"]
     assert recall["asymmetric"] > recall["plain"]
+
+
+def test_settings_of_numpy():
+    how = {"epochs": np.int64(1), "batch_size": np.int64(8), "hidden_sizes": np.array([4]), "device": "cpu"}
+    Classifier(early_stopping=True, validation_fraction=np.float32(0.2), **how).fit(X, Y)
 
 
 def test_in_a_pipeline_a_grid_and_a_calibrator():
@@ -347,6 +401,15 @@ def test_a_module_of_one_s_own_is_copied_and_trained_in_its_own_precision():
     assert clone(estimator).get_params()["module"] is not None
 
 
+def test_a_lower_precision_is_that_of_any_inputs():
+    X, y = digits(200)
+    how = {"precision": "bfloat16", "epochs": 2, "random_state": 0, "device": "cpu"}
+    wide, narrow = (Classifier(**how).fit(X.astype(kind), y) for kind in (np.float64, np.float32))
+    assert wide.history_["loss"] == narrow.history_["loss"]
+    assert next(wide.module_.parameters()).dtype == torch.float32
+    assert Classifier(**how | {"precision": "float32"}).fit(X, y).history_["loss"] != wide.history_["loss"]
+
+
 def test_early_stopping_and_validation():
     X, y = digits()
     estimator = Classifier(early_stopping=True, patience=3, learning_rate=0.03, random_state=0, device="cpu")
@@ -369,6 +432,22 @@ def regression(number=300):
 
 
 LINEAR = {"hidden_sizes": (), "epochs": 300, "learning_rate": 0.02, "random_state": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_a_part_without_room_for_every_class(fraction):
+    """Two of 18 examples of three classes, or all but one, cannot have equal shares of each."""
+    how = {"early_stopping": True, "validation_fraction": fraction, "epochs": 1, "device": "cpu"}
+    history = Classifier(**how).fit(X[:18], Y[:18]).history_
+    assert history["examples"] == [18 - np.ceil(18 * fraction)]
+
+
+def test_what_is_held_out_is_scored_as_it_is_where_training_mixes():
+    w = np.where(Y == 0, 10.0, 1.0)
+    how = {"early_stopping": True, "monitor": "val_accuracy", "learning_rate": 1e-9, "epochs": 1}
+    plain, mixed = (Classifier(random_state=0, mixup=mixup, **how).fit(X, Y, w) for mixup in (0.0, 0.2))
+    for name in ("val_loss", "val_accuracy"):
+        assert mixed.history_[name] == pytest.approx(plain.history_[name])
 
 
 def test_regression_in_the_target_s_own_unit():
@@ -551,6 +630,33 @@ def test_balanced_sampling_and_class_weights_warn():
     estimator = Classifier(class_weight="balanced", sampler="balanced", epochs=1, device="cpu")
     with pytest.warns(UserWarning, match="corrects it twice"):
         estimator.fit(X, Y)
+    estimator = Classifier(logit_adjustment=1.0, class_weight="balanced", epochs=1, device="cpu")
+    with pytest.warns(UserWarning, match="^logit_adjustment and class_weight correct class frequencies"):
+        estimator.fit(X, Y)
+
+
+@pytest.mark.parametrize("further", [{}, {"mixup": 0.2}])
+def test_class_weights_are_of_examples_drawn_by_their_weight(further):
+    """Of two labels at one point the second has the share Σ w v there: w by sampling, v by weight."""
+    rng = np.random.default_rng(0)
+    X, y = np.ones((2000, 1)), rng.integers(0, 2, 2000)
+    w, v = np.where(y == 1, 3.0, 1.0), np.where(y == 1, 4.0, 1.0)
+    estimator = Classifier(hidden_sizes=(), epochs=60, learning_rate=0.05, schedule="cosine", random_state=0)
+    estimator.set_params(sampler="weighted", class_weight={0: 1.0, 1: 4.0}, device="cpu", **further)
+    p = estimator.fit(X, y, w).predict_proba(X[:1])[0, 1]
+    assert p == pytest.approx((w * v * y).sum() / (w * v).sum(), abs=0.01)
+
+
+def test_class_weights_leave_the_teacher_s_share():
+    """Only their ratios count, so that equal ones change nothing."""
+    teacher = Classifier(epochs=1, device="cpu").fit(X, Y)
+    weight = RNG.uniform(0.1, 2, len(X))
+    plain, equal = (
+        step(Classifier(teacher=teacher, class_weight=v), linear(3, 3, 0), X, Y, weight)
+        for v in (None, dict.fromkeys(range(3), 100.0))
+    )
+    assert equal[0] == pytest.approx(plain[0])
+    np.testing.assert_allclose(equal[1][0], plain[1][0])
 
 
 def test_checkpoints_are_of_one_fit(tmp_path):

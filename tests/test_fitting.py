@@ -370,6 +370,24 @@ def test_compiling_changes_nothing_but_time():
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-9)
 
 
+def test_updates_left_out_do_not_lower_the_loss():
+    inputs, labels = torch.randn(64, 3), torch.arange(64) % 2
+    model, calls = nn.Linear(3, 2), []
+
+    def weight(cross_entropy, batch):
+        calls.append(len(cross_entropy))
+        return torch.full_like(cross_entropy, 1.0 if len(calls) % 2 and len(calls) < 82 else math.inf)
+
+    how = {"batch_size": 16, "learning_rate": 1e-9, "max_skips": 9, "device": "cpu"}
+    history = pgce.fit(model, (inputs, labels), weight=weight, epochs=21, **how)
+    # The rule is called once to be checked; then every second update is left out, and in the last epoch all.
+    assert history["skipped"][-2:] == [40, 44]
+    loss = pgce.evaluate(model, (inputs, labels))["loss"]
+    assert np.mean(history["loss"][:-1]) == pytest.approx(loss, rel=0.1)
+    assert math.isnan(history["loss"][-1])
+    assert math.isnan(history["accuracy"][-1])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_cuda_device_trains_as_the_cpu_does(precision):
@@ -837,6 +855,17 @@ def test_several_outputs_are_told(give, output, told):
         pgce.evaluate(Several(give), digits(), output=output)
 
 
+def test_whole_numbers_of_numpy():
+    """As a grid of settings has them."""
+    inputs, labels = digits()
+    for data in ((inputs, labels), list_dataset(inputs, labels)):
+        plain, other = network(0), network(0)
+        pgce.fit(plain, data, batch_size=500, seed=3, epochs=1, device="cpu")
+        pgce.fit(other, data, batch_size=np.int64(500), seed=np.int64(3), epochs=1, device="cpu")
+        assert torch.equal(parameters(plain), parameters(other))
+        assert len(pgce.predict(plain, data, batch_size=np.int64(500))) == len(labels)
+
+
 def test_streams_and_tables_and_loaders_without_a_batch():
     class Rows(IterableDataset):
         def __iter__(self):
@@ -848,8 +877,23 @@ def test_streams_and_tables_and_loaders_without_a_batch():
     model = network(0)
     table = pandas.DataFrame(inputs.numpy())
     assert torch.equal(pgce.predict(model.float(), table), pgce.predict(model, inputs.float()))
-    with pytest.raises(ValueError, match="data: a loader has at least one batch: this one has none"):
+    with pytest.raises(ValueError, match=r"data: a loader has at least one batch.*: this one has none$"):
         fitted(DataLoader(TensorDataset(inputs[:5], labels[:5]), 10, drop_last=True))
+
+
+def test_a_stream_begins_anew():
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = zip(*digits(), strict=True)
+
+        def __iter__(self):
+            return self.rows
+
+    message = "a stream begins anew whenever it is gone through: this one has none"
+    with pytest.raises(ValueError, match=f"^data: .*{message} in epoch 2"):
+        fitted(Once(), epochs=2)
+    with pytest.raises(ValueError, match=message):
+        fitted(epochs=2, validation=Once())
 
 
 def test_arrays_that_are_not_to_be_written_are_copied(recwarn):

@@ -294,13 +294,15 @@ def test_columns_that_are_refused(tmp_path):
     ("content", "message"),
     [
         ("y\n1\n", "a table has features and one target"),
-        ("", "No columns"),
+        ("", "pandas cannot read .*a.csv as a table: No columns"),
         ("x,y\n", "at least 2 classes: it has none"),
+        ("größe,y\n1,2\n", "pandas cannot read .*a.csv as a table: 'utf-8' codec can't decode"),
+        ("x,y\n1,2\n1,2,3,4\n", "pandas cannot read .*a.csv as a table: .*Expected 2 fields in line 3"),
     ],
 )
-def test_tables_with_nothing_in_them(content, message, tmp_path):
+def test_tables_that_cannot_be_read_or_hold_nothing(content, message, tmp_path):
     pytest.importorskip("pandas")
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_text(content, "latin-1")
     with pytest.raises(ValueError, match=message):
         datasets.load(str(tmp_path / "a.csv"))
 
@@ -453,7 +455,7 @@ def test_folders_that_are_refused(files, message, tmp_path):
         ("notes.txt", r"\.csv, \.parquet or \.npz: it is 'notes.txt'"),
         ("notes", r"\.csv, \.parquet or \.npz: it is 'notes'"),
         ("broken.npz", r"numpy\.savez writes: broken\.npz is none"),
-        ("broken.parquet", "Parquet"),
+        ("broken.parquet", "pandas cannot read broken.parquet as a table: .*Parquet"),
     ],
 )
 def test_sources_that_are_refused(source, message, tmp_path, monkeypatch):
