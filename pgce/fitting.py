@@ -51,9 +51,10 @@ class History:
     Attributes:
         epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
             training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
-            of a classifier "accuracy", each example as it was before its update, "learning_rate" and
-            "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
-            "val_{name}_loss" of each further term, and what `metrics` gives.
+            of a classifier "accuracy", each example as it was before its update (those of updates that were
+            left out do not count), "learning_rate" and "grad_norm" of its last step, updates "skipped" so
+            far, and with validation data "val_loss", of a classifier "val_accuracy", "val_{name}_loss" of
+            each further term, and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
         stopped: why training ended: "epochs", "patience" or "after".
 
@@ -276,10 +277,9 @@ class _Fitting:
         self.best: dict[str, Tensor] = {}
         self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
         # Of the epoch that is under way:
-        self.sizes: list[int] = []
         self.losses: list[Tensor] = []
         self.hits: list[Tensor] = []
-        self.judged = 0  # targets: of sequences several an example
+        self.learned, self.judged = 0, 0  # examples of updates that were made; their targets, maybe several
         self.whole: list[Report] = []
 
     def validate(self, held_out: Batch | DataLoader[Any], metrics: Metrics | None) -> None:
@@ -325,8 +325,8 @@ class _Fitting:
 
     def _epoch(self, n: int) -> Iterator[Batch]:
         """The batches of an epoch, of several processes each its rows."""
-        self.judged = 0
-        for values in (self.losses, self.hits, self.sizes, self.whole):
+        self.learned = self.judged = 0
+        for values in (self.losses, self.hits, self.whole):
             values.clear()
         self.model.train()
         source, place, size = self.source, self.place, self.batch_size
@@ -355,8 +355,9 @@ class _Fitting:
         """Note what a step tells; an epoch goes on."""
         report = reports[self.name]
         size = len(report.batch) if self.ranks == 1 else self.rows
-        self.sizes.append(size)
+        self.seen += size
         if self.stack.skipped == self.skipped:
+            self.learned += size
             loss = report.loss
             for other in list(reports.values())[1:]:
                 loss = loss + other.loss
@@ -399,10 +400,9 @@ class _Fitting:
 
     def _row(self, n: int) -> dict[str, float]:
         """What the steps of an epoch came to."""
-        self.seen += sum(self.sizes)
-        counted = max(sum(self.sizes), 1)  # below, it is waited for the device: the epoch is over
         none = torch.zeros((), device=self.place)
-        loss = (processes.total(sum(self.losses, none)) / counted).item()
+        # It is waited for the device: the epoch is over. Where no update was made there is no loss.
+        loss = (processes.total(sum(self.losses, none)) / (self.learned or math.nan)).item()
         accuracy = processes.total(sum(self.hits, none))
         (targets,) = processes.sum_of([float(self.judged)])
         for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
