@@ -149,7 +149,8 @@ def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
     result: dict[tuple[str, str], list[Record]] = {}
     for (subject, learner), several in same.items():
         names = sorted({name for record in several for name in record.config} - _OWN)
-        differ = [n for n in names if len({json.dumps(record.config.get(n)) for record in several}) > 1]
+        first = several[0].config
+        differ = [n for n in names if any(record.config.get(n) != first.get(n) for record in several)]
         for record in several:
             told = " ".join([learner, *(f"{name} {record.config.get(name)}" for name in differ)])
             result.setdefault((subject, told), []).append(record)

@@ -219,6 +219,12 @@ def test_seeds_of_one_experiment_may_differ_in_what_is_written():
     assert list(groups(records)) == [("x", "ppo")]
 
 
+def test_settings_that_are_written_otherwise_do_not_differ():
+    written = [{"gamma": 1, "env_kwargs": {"a": 1, "b": 2}}, {"gamma": 1.0, "env_kwargs": {"b": 2, "a": 1}}]
+    records = [Record(Path(), {"learner": "ppo", "env_id": "x", **config}, {}) for config in written]
+    assert list(groups(records)) == [("x", "ppo")]
+
+
 def test_watches(folder, tmp_path, capsys):
     pytest.importorskip("pygame")
     film = tmp_path / "film.gif"
