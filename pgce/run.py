@@ -144,25 +144,21 @@ class Learner:
         """What the settings are if no flag is given but those that say on what to train."""
         return type(self)()
 
-    @property
-    def optimizer_settings(self) -> dict[str, Any]:
-        """What the optimizer stack is made with, as `pgce.fit` names it."""
-        return {
-            "optimizer": self.optimizer,
-            "learning_rate": self.learning_rate,
-            "schedule": self.lr_schedule,
-            "warmup_steps": self.warmup_steps,
-            "max_grad_norm": self.max_grad_norm,
-            "max_skips": self.max_skips,
-            **({} if self.weight_decay is None else {"weight_decay": self.weight_decay}),
-        }
-
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer stack of these settings over the model's parameters."""
         from pgce.optimizer import Optimizer
 
-        settings = self.optimizer_settings
-        return Optimizer(model.parameters(), settings.pop("optimizer"), **settings)
+        options: dict[str, Any] = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        return Optimizer(
+            model.parameters(),
+            self.optimizer,
+            learning_rate=self.learning_rate,
+            schedule=self.lr_schedule,
+            warmup_steps=self.warmup_steps,
+            max_grad_norm=self.max_grad_norm,
+            max_skips=self.max_skips,
+            **options,
+        )
 
     @contextmanager
     def computing(self) -> Iterator[None]:
