@@ -273,7 +273,7 @@ class _Fitting:
         self.patience: int | None = None
         self.logger: Logger | None = None
         self.keeper: Checkpoints | None = None
-        self.history, self.clock = History(), _Clock()
+        self.history, self.seconds = History(), 0.0
         self.best: dict[str, Tensor] = {}
         self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
         # Of the epoch that is under way:
@@ -316,7 +316,7 @@ class _Fitting:
         history = self.history
         done = self.epochs if history.stopped == "patience" else len(history.epochs)
         history.stopped = "patience" if history.stopped == "patience" else "epochs"
-        self.clock.start()
+        self.since = time.perf_counter()
         train(self.trainer, map(self._epoch, range(done, self.epochs)), stop=self._record, after=self._finish)
         if self.best:
             self.model.load_state_dict(self.best)
@@ -395,7 +395,7 @@ class _Fitting:
             if self.logger is not None:
                 self.logger.flush()  # what was logged until a checkpoint is not lost after it
             keeper.save(self.seen, self.state_dict(), ("augmenting", "random", "device_random"))
-        self.clock.start()
+        self.since = time.perf_counter()
         return stop
 
     def _row(self, n: int) -> dict[str, float]:
@@ -407,11 +407,12 @@ class _Fitting:
         (targets,) = processes.sum_of([float(self.judged)])
         for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
             processes.first(buffer)
+        self.seconds += time.perf_counter() - self.since
         return {
             "epoch": n + 1.0,
             "examples": float(self.seen),
             "steps": float(self.stack.steps),
-            "seconds": self.clock.stop(),
+            "seconds": self.seconds,
             "loss": loss,
             **({"accuracy": accuracy.item() / max(targets, 1)} if self.classifies else {}),
             "learning_rate": self.stack.learning_rate,
@@ -435,7 +436,7 @@ class _Fitting:
             "history": asdict(self.history),
             "best": self.best,
             "seen": self.seen,
-            "seconds": self.clock.seconds,
+            "seconds": self.seconds,
             "generator": self.generator.get_state(),
             "augmenting": None if self.ranks == 1 else self.augmenting.get_state(),
             "random": torch.get_rng_state(),
@@ -455,7 +456,7 @@ class _Fitting:
         self.stack.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         self.best.update({name: value.to(self.place) for name, value in state["best"].items()})
-        self.seen, self.clock.seconds = state["seen"], state["seconds"]
+        self.seen, self.seconds = state["seen"], state["seconds"]
         self.skipped = self.stack.skipped
         self.generator.set_state(state["generator"])
         if state["augmenting"] is not None:
@@ -808,20 +809,6 @@ def _length(loader: DataLoader[Any]) -> float:
         return len(loader)
     except TypeError:  # of a stream
         return math.inf
-
-
-class _Clock:
-    """Seconds between `start` and `stop`, added up."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> float:
-        self.seconds += time.perf_counter() - self._since
-        return self.seconds
 
 
 def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head) -> None:
