@@ -16,7 +16,7 @@ import pgce
 from pgce.agents import BC, GRPO, PPO, RLOO, Reinforce, Supervised
 from pgce.checkpoint import save_tensors
 from pgce.command import AGENTS, COMMANDS, main
-from pgce.records import Record, groups, runs
+from pgce.records import MAY_CHANGE, Record, groups, runs
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
 
@@ -209,11 +209,9 @@ def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
 
 
 def test_seeds_of_one_experiment_may_differ_in_what_is_written():
-    from pgce.run import _MAY_CHANGE
-
     records = [
         Record(Path(), {"learner": "ppo", "env_id": "x", "seed": seed, name: value}, {})
-        for name in _MAY_CHANGE
+        for name in MAY_CHANGE
         for seed, value in enumerate((False, True))
     ]
     assert list(groups(records)) == [("x", "ppo")]
