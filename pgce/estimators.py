@@ -224,7 +224,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         if label is not None and np.bincount(label)[np.unique(label)].min() < 2:
             label = None
         rows, held_out = train_test_split(
-            np.arange(len(y)), test_size=self.validation_fraction, stratify=label, random_state=seed % 2**32
+            np.arange(len(y)), test_size=self.validation_fraction, stratify=label, random_state=seed
         )
         return torch.as_tensor(rows), torch.as_tensor(held_out)
 
@@ -864,7 +864,7 @@ _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustmen
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
+    return value is None or (isinstance(value, (int, float)) and value == 0)
 
 
 def _rows(y: Array) -> Tensor:
