@@ -104,14 +104,14 @@ class Record:
                     rows.append(json.loads(line))
                 except ValueError:  # the last one, of a run that was killed
                     continue
-        tags = sorted({name for row in rows for name in row} - {"step"})
+        tags = sorted({name for row in rows for name, value in row.items() if value is not None} - {"step"})
         wanted = _CURVES if tag is None else (tag,)
         name = next((each for each in wanted if each in tags), None)
         if name is None:
             raise ValueError(
                 f"{self.path} has no numbers of {' or '.join(wanted)}: it has {', '.join(tags) or 'none'}"
             )
-        points = [(row["step"], row[name]) for row in rows if name in row]
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         steps, values = np.array(points, np.float64).T
         return steps, values
 
