@@ -155,11 +155,11 @@ def _counted(agent: Any, model: ActorCritic, collector: Collector) -> Batch:
 
 
 def _learned(record: Record) -> tuple[Report, heads.Head]:
-    """What a classifier sees of its training data."""
+    """What a classifier sees of its training data, by steps too short to change it."""
     estimator: Any = load(record.path)
     data = datasets.load(record.config["data"], record.config["target"])
     seen: list[Report] = []
-    estimator.set_params(warm_start=True, epochs=1, log=None, checkpoints=None)
+    estimator.set_params(warm_start=True, epochs=1, learning_rate=1e-30, log=None, checkpoints=None)
     inputs = data.train_inputs.reshape(-1, *estimator.fitted_state()["_shape"])  # images, for CutMix
     estimator.fit(inputs, data.train_labels, after=lambda row, report: seen.append(report))
     return seen[-1], estimator.head_

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import pgce
+from pgce import explaining
 from pgce.agents import BC, GRPO, PPO, RLOO, Reinforce, Supervised
 from pgce.checkpoint import save_tensors
 from pgce.command import AGENTS, COMMANDS, main
@@ -261,6 +262,14 @@ def test_explains_a_run(folder, capsys):
     before = sorted(path.stat().st_mtime for path in (folder / "iris").iterdir())
     assert len(said(capsys, "explain", folder / "iris").splitlines()) == 7
     assert sorted(path.stat().st_mtime for path in (folder / "iris").iterdir()) == before
+
+
+def test_explains_a_classifier_as_it_is(tmp_path):
+    agent = Supervised(runs_dir=str(tmp_path), epochs=2, learning_rate=0.1, quiet=True, device="cpu")
+    run = agent.train("iris")
+    report, head = explaining._learned(Record.read(run.path))
+    p = pgce.load(run.path).predict_proba(report.batch.input.numpy())
+    assert head.mean(report.logits).numpy() == pytest.approx(p, abs=1e-6)
 
 
 def test_explains_groups_that_begin_alike(tmp_path, capsys):
