@@ -10,13 +10,10 @@ Mnih et al. (2016), Asynchronous methods for deep reinforcement learning.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pgce.choices import Schedule
 from pgce.policy_gradient import ActorCriticAgent
 from pgce.run import main
-
-PRESETS: dict[str, dict[str, Any]] = {"Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True}}
 
 
 @dataclass(kw_only=True)
@@ -42,7 +39,7 @@ class A2C(ActorCriticAgent):
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
 
-    PRESETS = PRESETS
+    PRESETS = {"Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True}}
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ class AWR(Minibatched, ActorCriticAgent):
     max_weight: float = 20.0
     """Largest weight."""
 
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        if not (self.beta > 0 and self.max_weight > 0):
+            raise ValueError(f"beta and max_weight are positive: they are {self.beta} and {self.max_weight}")
+
     @property
     def kept(self) -> int:
         """How many rollouts are learned from, the last ones."""

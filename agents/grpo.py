@@ -68,6 +68,12 @@ class GRPO(Minibatched):
 
     PRESETS = PRESETS
 
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        if not self.clip_coef > 0:
+            raise ValueError(f"clip_coef is positive: it is {self.clip_coef}")
+
     @property
     def group_size(self) -> int:
         """Environments in a row that begin every rollout in the same state."""

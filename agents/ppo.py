@@ -99,6 +99,8 @@ class PPO(Minibatched, ActorCriticAgent):
             raise ValueError(
                 f"clip_coef is positive, dual_clip above 1: they are {self.clip_coef} and {self.dual_clip}"
             )
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ValueError(f"target_kl is positive, or None: it is {self.target_kl}")
 
     def weight(self) -> str | Rule:
         """The clipped ratio times the advantage."""

@@ -12,7 +12,7 @@ Williams (1992), Simple statistical gradient-following algorithms for connection
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pgce
 from pgce.choices import Schedule
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from pgce.networks import ActorCritic
     from pgce.rollout import Rollout
     from pgce.trainer import Batch
-
-
-PRESETS: dict[str, dict[str, Any]] = {"Acrobot-v1": {"total_timesteps": 500_000}}
 
 
 @dataclass(kw_only=True)
@@ -52,7 +49,7 @@ class Reinforce(Agent):
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
 
-    PRESETS = PRESETS
+    PRESETS = {"Acrobot-v1": {"total_timesteps": 500_000}}
 
     @property
     def critic(self) -> bool:

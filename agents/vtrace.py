@@ -60,6 +60,16 @@ class VTrace(Agent):
 
     critic = True
 
+    def check(self) -> None:
+        """Refuse settings that are out of their range."""
+        super().check()
+        if not 0 <= self.trace_lambda <= 1:
+            raise ValueError(f"trace_lambda lies in [0, 1]: it is {self.trace_lambda}")
+        if not (self.max_rho > 0 and self.max_c >= 0):
+            raise ValueError(
+                f"max_rho is positive, max_c 0 or more: they are {self.max_rho} and {self.max_c}"
+            )
+
     @property
     def lag(self) -> int:
         """Rounds after which the policy that acts is brought up to date."""

@@ -1,6 +1,7 @@
 """Gymnasium's classic control, N at once in NumPy: the same dynamics, in every autoreset mode.
 
 `pgce.envs.make("Acrobot-v1", 8)` takes them; their spaces, rewards and ends are Gymnasium's own.
+Arguments and errors that are not explained with each are those of `NumpyVectorEnv`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,7 @@ class AcrobotVectorEnv(NumpyVectorEnv):
     It terminates where −cos θ₁ − cos(θ₁ + θ₂) > 1.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 500.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -151,12 +147,7 @@ class CartPoleVectorEnv(NumpyVectorEnv):
     It terminates where the cart is beyond ±2.4 m or the pole beyond ±12°.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 500.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -233,13 +224,8 @@ class MountainCarVectorEnv(NumpyVectorEnv):
     It terminates at position 0.5 and beyond, if at `goal_velocity` or faster.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 200.
         goal_velocity: least velocity at the goal.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -302,13 +288,8 @@ class MountainCarContinuousVectorEnv(NumpyVectorEnv):
     It terminates at position 0.45 and beyond, if at `goal_velocity` or faster.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 999.
         goal_velocity: least velocity at the goal.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -385,13 +366,8 @@ class PendulumVectorEnv(NumpyVectorEnv):
     Never, but for the time limit.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 200.
         g: acceleration of gravity, m/s².
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np

@@ -154,7 +154,7 @@ def sound_batch(
         return None
     if batch.shape != (len(observations), *(space.shape or ())) or batch.dtype != space.dtype:
         return None
-    low, high = _bounds(space)
+    low, high = limits(space)
     if low is not None:
         return batch if ((low <= batch) & (batch <= high)).all() else None
     if batch.dtype.kind == "f":
@@ -199,7 +199,7 @@ def _array_fault(space: Any, value: Any, name: str) -> str | None:
     if array.dtype.kind == "f" and not (np.abs(array) <= _LARGEST).all():
         bad = array[~(np.abs(array) <= _LARGEST)].flat[0]
         return f"{name} that is not finite in float32: it has {bad}"
-    low, high = _bounds(space)
+    low, high = limits(space)
     if low is None and array.dtype != space.dtype and space.dtype.kind in "iu":
         low, high = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
     if low is not None and not ((low <= array) & (array <= high)).all():
@@ -207,7 +207,7 @@ def _array_fault(space: Any, value: Any, name: str) -> str | None:
     return None
 
 
-def _bounds(space: Space[Any]) -> Any:
+def limits(space: Space[Any]) -> Any:
     """The lowest and highest numbers of a discrete space; of others None."""
     if isinstance(space, Discrete):
         return int(space.start), int(space.start + space.n - 1)
@@ -266,7 +266,7 @@ def action_fault(space: Space[Any], actions: Any, num_envs: int) -> str | None:
         return None if fine else f"they are in {space}: {array.tolist()}"
     if array.dtype.kind not in "iu" and not (array.dtype.kind == "b" and isinstance(space, MultiBinary)):
         return f"they are integers: they are of {array.dtype}"
-    low, high = _bounds(space)
+    low, high = limits(space)
     if isinstance(space, Discrete):
         numbers = array.tolist()
         fine = low <= min(numbers) and max(numbers) <= high

@@ -35,15 +35,7 @@ Ends = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
 class ValueProbeVectorEnv(NumpyVectorEnv):
-    """N of `ValueProbe`.
-
-    Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
+    """N of `ValueProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -104,16 +96,13 @@ class ValueProbe(SingleEnv):
 
 
 class DiscountProbeVectorEnv(NumpyVectorEnv):
-    """N of `DiscountProbe`.
+    """N of `DiscountProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         length: steps of an episode.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; a length below 1.
+        ValueError: a length below 1.
 
     Example:
         >>> import numpy as np
@@ -182,15 +171,10 @@ class DiscountProbe(SingleEnv):
 
 
 class TruncationProbeVectorEnv(NumpyVectorEnv):
-    """N of `TruncationProbe`.
+    """N of `TruncationProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; the probe is registered with 2.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -252,15 +236,7 @@ class TruncationProbe(SingleEnv):
 
 
 class ActionProbeVectorEnv(ValueProbeVectorEnv):
-    """N of `ActionProbe`.
-
-    Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
+    """N of `ActionProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Example:
         >>> from pgce.envs.probes import ActionProbeVectorEnv
@@ -305,16 +281,13 @@ class ActionProbe(SingleEnv):
 
 
 class MemoryProbeVectorEnv(NumpyVectorEnv):
-    """N of `MemoryProbe`.
+    """N of `MemoryProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         delay: steps from the cue to the question.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; a delay below 1.
+        ValueError: a delay below 1.
 
     Example:
         >>> from pgce.envs.probes import MemoryProbeVectorEnv
@@ -389,17 +362,14 @@ class MemoryProbe(SingleEnv):
 
 
 class MaskProbeVectorEnv(NumpyVectorEnv):
-    """N of `MaskProbe`.
+    """N of `MaskProbe`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         actions: K.
         length: steps of an episode.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; fewer than 2 actions, a length below 1.
+        ValueError: fewer than 2 actions, a length below 1.
 
     Example:
         >>> from pgce.envs.probes import MaskProbeVectorEnv

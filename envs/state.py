@@ -25,6 +25,7 @@ __all__ = ["exactness", "get_state", "set_state"]
 
 Envs = VectorEnv[Any, Any, Any]
 _CONSTANT = (gym.Space, EnvSpec, Enum, type, np.dtype)
+_ENVIRONMENTS = (gym.Env, VectorEnv)
 _NUMBERS = (type(None), bool, int, float, str, np.generic)
 
 
@@ -119,7 +120,7 @@ def _saved(thing: Any, name: str) -> Any:
         return tuple(items) if isinstance(thing, tuple) else items
     if isinstance(thing, dict) and all(isinstance(key, str) for key in thing):
         return {key: _saved(item, f"{name}[{key!r}]") for key, item in _changing(thing)}
-    if isinstance(thing, (gym.Env, VectorEnv)):
+    if isinstance(thing, _ENVIRONMENTS):
         if hasattr(thing, "get_state") and hasattr(thing, "set_state") and not isinstance(thing, gym.Wrapper):
             return {"own": _saved(thing.get_state(), f"{name}.get_state()")}
         return {key: _saved(item, f"{name}.{key}") for key, item in _changing(vars(thing))}
@@ -129,19 +130,19 @@ def _saved(thing: Any, name: str) -> Any:
 def _changing(items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Those that are no constants: functions, spaces, types, data that cannot be written."""
     for key, item in items.items():
-        if isinstance(item, _CONSTANT) or (callable(item) and not isinstance(item, (gym.Env, VectorEnv))):
+        if isinstance(item, _CONSTANT) or _is_function(item):
             continue
         if isinstance(item, np.ndarray) and not item.flags.writeable:
             continue
-        if isinstance(item, (list, tuple)) and item and all(map(callable, item)) and not _environments(item):
+        if isinstance(item, (list, tuple)) and item and all(map(_is_function, item)):
             continue
         if key in ("metadata", "spec", "_ezpickle_args", "_ezpickle_kwargs"):
             continue
         yield key, item
 
 
-def _environments(items: Any) -> bool:
-    return any(isinstance(item, (gym.Env, VectorEnv)) for item in items)
+def _is_function(thing: Any) -> bool:
+    return callable(thing) and not isinstance(thing, _ENVIRONMENTS)
 
 
 def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -> Any:
@@ -150,7 +151,7 @@ def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -
     An environment and its generators are changed themselves. What else it holds may be a constant of its
     module or class, that all start from: it is replaced, by one copy wherever one array was.
     """
-    if isinstance(thing, (gym.Env, VectorEnv)):
+    if isinstance(thing, _ENVIRONMENTS):
         if "own" in state:
             own_setter: Any = thing
             own_setter.set_state(state["own"])

@@ -64,17 +64,14 @@ class _TokenVectorEnv(NumpyVectorEnv):
 
 
 class CopyVectorEnv(_TokenVectorEnv):
-    """N of `Copy`.
+    """N of `Copy`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         length: L, tokens of a prompt.
         tokens: K, of the alphabet.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; a length below 1, fewer than 2 tokens.
+        ValueError: a length below 1, fewer than 2 tokens.
 
     Example:
         >>> from pgce.envs.tokens import CopyVectorEnv
@@ -138,17 +135,14 @@ class Copy(SingleEnv):
 
 
 class ReverseVectorEnv(CopyVectorEnv):
-    """N of `Reverse`.
+    """N of `Reverse`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         length: L, tokens of a prompt.
         tokens: K, of the alphabet.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; a length below 1, fewer than 2 tokens.
+        ValueError: a length below 1, fewer than 2 tokens.
 
     Example:
         >>> from pgce.envs.tokens import ReverseVectorEnv
@@ -197,17 +191,14 @@ class Reverse(SingleEnv):
 
 
 class AdditionVectorEnv(_TokenVectorEnv):
-    """N of `Addition`.
+    """N of `Addition`. Further arguments and errors are those of `NumpyVectorEnv`.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
-        max_episode_steps: truncates.
         length: L, digits of each number.
         tokens: K, the base.
 
     Raises:
-        ValueError: as `NumpyVectorEnv`; a length below 1, a base below 2.
+        ValueError: a length below 1, a base below 2.
 
     Example:
         >>> import numpy as np

@@ -1,7 +1,8 @@
 """Gymnasium's toy text, N at once in NumPy: the same transitions, in every autoreset mode.
 
 `pgce.envs.make("FrozenLake-v1", 8)` takes them. The tables of transitions are those of the installed
-Gymnasium's own environments, so that every argument means what it means there.
+Gymnasium's own environments, so that every argument means what it means there. Arguments and errors that are
+not explained with each are those of `NumpyVectorEnv`.
 """
 
 from __future__ import annotations
@@ -91,8 +92,6 @@ class FrozenLakeVectorEnv(_TabularVectorEnv):
     It terminates in a hole and at the goal.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 100, and 200 for the 8x8 map.
         desc: the map, rows of the letters S, F, H and G; the same for all environments.
         map_name: "4x4" or "8x8", where there is no `desc`.
@@ -101,7 +100,7 @@ class FrozenLakeVectorEnv(_TabularVectorEnv):
         reward_schedule: for the goal, a hole, and ice; None is Gymnasium's (1, 0, 0).
 
     Raises:
-        ValueError: as `NumpyVectorEnv`, or an unknown map.
+        ValueError: an unknown map.
 
     Example:
         >>> import numpy as np
@@ -153,13 +152,8 @@ class CliffWalkingVectorEnv(_TabularVectorEnv):
     It terminates at the goal, 47.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers none.
         is_slippery: whether a move may go to either side of what was meant.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np
@@ -208,14 +202,9 @@ class TaxiVectorEnv(_TabularVectorEnv):
     It terminates when the passenger is delivered.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers 200.
         is_rainy: whether the taxi may go to either side of what was meant.
         rainy_probability: that it does not; None is Gymnasium's 0.8.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> from pgce.envs.toy_text import TaxiVectorEnv
@@ -269,14 +258,9 @@ class BlackjackVectorEnv(NumpyVectorEnv):
     It terminates when the player sticks or goes bust.
 
     Args:
-        num_envs: N.
-        autoreset_mode: when a finished environment is reset.
         max_episode_steps: truncates; Gymnasium registers none.
         natural: a win with an ace and a ten in two cards pays 1.5.
         sab: the rules of Sutton and Barto: such a hand wins but against another, and pays 1.
-
-    Raises:
-        ValueError: as `NumpyVectorEnv`.
 
     Example:
         >>> import numpy as np

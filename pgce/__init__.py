@@ -36,18 +36,6 @@ _HOME = {
     "predict": "pgce.fitting",
     "predict_proba": "pgce.fitting",
 }
-_MODULES = (
-    "agents",
-    "envs",
-    "heads",
-    "metrics",
-    "networks",
-    "optimizer",
-    "returns",
-    "samplers",
-    "targets",
-    "weights",
-)
 __all__ = [
     "Batch",
     "Classifier",
@@ -78,13 +66,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"pgce.{name}")
     if name in _HOME:
         value = globals()[name] = getattr(import_module(_HOME[name]), name)
         return value
+    if name in __all__:
+        return import_module(f"pgce.{name}")
     raise AttributeError(f"module 'pgce' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

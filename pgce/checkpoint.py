@@ -230,11 +230,11 @@ class Checkpoints:
         final: whether the run's end, too, is to be saved; an interruption always is.
 
     Attributes:
-        found: the newest that is whole, or None where there is no folder.
+        found: the newest that is whole, or None where there is none at all.
         failed: how many could not be written.
 
     Raises:
-        CheckpointError: there is a folder, and none in it is whole.
+        CheckpointError: there are some, and none is whole.
 
     Example:
         >>> import tempfile, pathlib, torch

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from pgce.checkpoint import write_file
 from pgce.choices import Continuous
+from pgce.envs.guard import limits
 from pgce.returns import discounted
 from pgce.rollout import Collector, told_mask
-from pgce.spaces import actions, apply_mask, encode_actions
+from pgce.spaces import actions, apply_mask, encode_actions, entries
 from pgce.trainer import Batch
 
 __all__ = ["Recorder", "demonstrations"]
@@ -274,12 +275,6 @@ def _returns(arrays: Mapping[str, Any], many: int, gamma: float) -> torch.Tensor
     return discounted(column[0], column[1].bool(), column[2].bool(), gamma)[:, 0].float()
 
 
-def _entries(space: gym.Space[Any] | None) -> list[tuple[Any, gym.Space[Any]]] | None:
-    if isinstance(space, spaces.Dict):
-        return list(space.spaces.items())
-    return list(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else None
-
-
 def _has(arrays: Mapping[str, Any], name: str) -> bool:
     return any(key == name or key.startswith(f"{name}/") for key in arrays)
 
@@ -288,10 +283,9 @@ def _nested(space: gym.Space[Any], arrays: Mapping[str, Any], name: str) -> Any:
     """The arrays of one name as the space nests them."""
     if name in arrays:
         return arrays[name]
-    entries = _entries(space)
-    if entries is None:
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         raise ValueError(f"demonstrations have every part of a space: {name} is missing, of {space}")
-    parts = {key: _nested(entry, arrays, f"{name}/{key}") for key, entry in entries}
+    parts = {key: _nested(entry, arrays, f"{name}/{key}") for key, entry in entries(space)}
     return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
 
 
@@ -299,11 +293,10 @@ def _leaves(
     space: gym.Space[Any] | None, value: Any, name: str
 ) -> Iterator[tuple[gym.Space[Any], str, NDArray[Any]]]:
     """Each single space in a space, its path and its array."""
-    entries = _entries(space)
-    if entries is None:
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         yield space, name, np.asarray(value)  # type: ignore[misc]
         return
-    for key, entry in entries:
+    for key, entry in entries(space):
         try:
             own = value[key]
         except (KeyError, IndexError, TypeError):
@@ -331,18 +324,8 @@ def _check(space: gym.Space[Any], name: str, array: NDArray[Any], many: int) -> 
         return
     if array.dtype.kind == "f":
         raise ValueError(f"{name} are whole numbers, as {space} has them: they have dtype {array.dtype}")
-    low, high = _limits(space)
+    low, high = (space.low, space.high) if isinstance(space, spaces.Box) else limits(space)
     if (odd := (array < low) | (array > high)).any():
         at = tuple(np.argwhere(odd)[0].tolist())
         edges = (np.broadcast_to(edge, shape[1:])[at[1:]] for edge in (low, high))
         raise ValueError(f"{name} lie in {' to '.join(map(str, edges))}: row {at[0]} has {array[at]}")
-
-
-def _limits(space: Any) -> tuple[Any, Any]:
-    """The least and the greatest whole numbers of a space."""
-    if isinstance(space, spaces.Box):
-        return space.low, space.high
-    if isinstance(space, spaces.MultiBinary):
-        return 0, 1
-    start = np.asarray(space.start)
-    return start, start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1

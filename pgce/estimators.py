@@ -236,7 +236,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             np.arange(len(y)),
             test_size=float(self.validation_fraction),
             stratify=label,
-            random_state=seed % 2**32,
+            random_state=seed,
         )
         return torch.as_tensor(rows), torch.as_tensor(held_out)
 
@@ -905,7 +905,7 @@ _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustmen
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or (np.ndim(value) == 0 and isinstance(value, (int, float)) and value == 0)
+    return value is None or (isinstance(value, (int, float)) and value == 0)
 
 
 def _of_array(array: Array, dtype: torch.dtype | None = None) -> Tensor:

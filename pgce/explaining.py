@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
@@ -16,14 +17,17 @@ from pgce import agents, envs, heads, metrics, returns, samplers, targets, weigh
 from pgce.checkpoint import load_model
 from pgce.envs import datasets
 from pgce.flags import from_config, home_of, nearest
+from pgce.networks import ActorCritic
 from pgce.records import Record
 from pgce.rollout import Collector
 from pgce.saving import load
-from pgce.trainer import Report, Trainer, train
+from pgce.spaces import actions
+from pgce.trainer import Batch, Report, Trainer, train
 
 __all__ = ["batch_table", "name", "run"]
 
 _RULES = weights, targets, heads, returns, samplers
+_MOST_ROLLOUTS = 100
 
 
 def name(of: str) -> str:
@@ -110,38 +114,54 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
         raise ValueError(f"runs of pgce's own agents are explained: {record.path} is of {home}")
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
     agent.check()
-    with closing(envs.make(agent.env_id, max(8, agent.group_size), **agent.env_options)) as many:
+    group = agent.group_size
+    with closing(envs.make(agent.env_id, group * math.ceil(8 / group), **agent.env_options)) as many:
         model = agent.build_model(many)
         model.load_state_dict(load_model(record.path))
         generator = torch.Generator().manual_seed(agent.seed)
         collector = Collector(
             many,
-            model.policy,
+            agent.acting(model),
             min(agent.num_steps, 64),
             seed=agent.seed,
             generator=generator,
             continuous=agent.continuous,
         )
-        rollout = collector.collect()
-        if model.reward_scale is not None:
-            done = rollout.terminated | rollout.truncated
-            rollout = replace(rollout, reward=model.reward_scale(rollout.reward, done, rollout.valid))
+        if group > 1:
+            collector.reset(agent.seed, group)
         examples = agent.examples(collector)
-        batch = agent.prepare(rollout, model) if examples is None else examples
-    head = rollout.head
+        batch = _counted(agent, model, collector) if examples is None else examples
+        head = actions(many.single_action_space, agent.continuous).head
     trainer = Trainer(model, agent.terms(head), agent.build_optimizer(model))
     seen: list[Report] = []
     train(trainer, [[batch]], after=lambda _, reports: seen.append(reports["policy"]))
     return seen[0], head
 
 
+def _counted(agent: Any, model: ActorCritic, collector: Collector) -> Batch:
+    """What is learned from the first rollout of which a row counts; some agents learn of whole episodes."""
+    for _ in range(_MOST_ROLLOUTS):
+        rollout = collector.collect()
+        if model.reward_scale is not None:
+            done = rollout.terminated | rollout.truncated
+            rollout = replace(rollout, reward=model.reward_scale(rollout.reward, done, rollout.valid))
+        batch: Batch = agent.prepare(rollout, model)
+        if batch.count:
+            return batch
+    raise ValueError(
+        f"a row is explained that counts: of {_MOST_ROLLOUTS} rollouts of {collector.num_steps} steps none "
+        f"does, by {agent.learner}"
+    )
+
+
 def _learned(record: Record) -> tuple[Report, heads.Head]:
-    """What a classifier sees of its training data."""
+    """What a classifier sees of its training data, by steps too short to change it."""
     estimator: Any = load(record.path)
     data = datasets.load(record.config["data"], record.config["target"])
     seen: list[Report] = []
-    estimator.set_params(warm_start=True, epochs=1, log=None, checkpoints=None)
-    estimator.fit(data.train_inputs, data.train_labels, after=lambda row, report: seen.append(report))
+    estimator.set_params(warm_start=True, epochs=1, learning_rate=1e-30, log=None, checkpoints=None)
+    inputs = data.train_inputs.reshape(-1, *estimator.fitted_state()["_shape"])  # images, for CutMix
+    estimator.fit(inputs, data.train_labels, after=lambda row, report: seen.append(report))
     return seen[-1], estimator.head_
 
 

@@ -99,6 +99,7 @@ def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -
             import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
         except ImportError as error:
             raise ImportError('an .mp4 needs packages: pip install "pgce[video]", or take .gif') from error
+        file.parent.mkdir(parents=True, exist_ok=True)
         height, width = (2 * (side // 2) for side in frames[0].shape[:2])  # the codec wants even sides
         iio.imwrite(file, np.stack(frames)[:, :height, :width], fps=fps, macro_block_size=1)
         return file

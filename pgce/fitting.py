@@ -51,10 +51,10 @@ class History:
     Attributes:
         epochs: for each epoch "epoch" (from 1), "examples" seen and "steps" taken so far, "seconds" of
             training so far (evaluation, logging and callbacks left out), "loss" (mean over its examples) and
-            of a classifier "accuracy", each example as it was before its update (without those whose update
-            was left out, see `max_skips`; NaN if all were), "learning_rate" and
-            "grad_norm" of its last step, and with validation data "val_loss", of a classifier "val_accuracy",
-            "val_{name}_loss" of each further term, and what `metrics` gives.
+            of a classifier "accuracy", each example as it was before its update (those of updates that were
+            left out do not count), "learning_rate" and "grad_norm" of its last step, updates "skipped" so
+            far, and with validation data "val_loss", of a classifier "val_accuracy", "val_{name}_loss" of
+            each further term, and what `metrics` gives.
         best_epoch: the epoch whose weights were kept, with `patience`.
         stopped: why training ended: "epochs", "patience" or "after".
 
@@ -276,15 +276,13 @@ class _Fitting:
         self.patience: int | None = None
         self.logger: Logger | None = None
         self.keeper: Checkpoints | None = None
-        self.history, self.clock = History(), _Clock()
+        self.history, self.seconds = History(), 0.0
         self.best: dict[str, Tensor] = {}
         self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
         # Of the epoch that is under way:
-        self.sizes: list[int] = []
-        self.learned = 0  # examples whose update was not left out
         self.losses: list[Tensor] = []
         self.hits: list[Tensor] = []
-        self.judged = 0  # targets: of sequences several an example
+        self.learned, self.judged = 0, 0  # examples of updates that were made; their targets, maybe several
         self.whole: list[Report] = []
 
     def validate(self, held_out: Batch | DataLoader[Any], metrics: Metrics | None) -> None:
@@ -321,7 +319,7 @@ class _Fitting:
         history = self.history
         done = self.epochs if history.stopped == "patience" else len(history.epochs)
         history.stopped = "patience" if history.stopped == "patience" else "epochs"
-        self.clock.start()
+        self.since = time.perf_counter()
         train(self.trainer, map(self._epoch, range(done, self.epochs)), stop=self._record, after=self._finish)
         if self.best:
             self.model.load_state_dict(self.best)
@@ -330,8 +328,8 @@ class _Fitting:
 
     def _epoch(self, n: int) -> Iterator[Batch]:
         """The batches of an epoch, of several processes each its rows."""
-        self.judged = self.learned = 0
-        for values in (self.losses, self.hits, self.sizes, self.whole):
+        self.learned = self.judged = 0
+        for values in (self.losses, self.hits, self.whole):
             values.clear()
         self.model.train()
         source, place, size = self.source, self.place, self.batch_size
@@ -363,13 +361,13 @@ class _Fitting:
         """Note what a step tells; an epoch goes on."""
         report = reports[self.name]
         size = len(report.batch) if self.ranks == 1 else self.rows
-        self.sizes.append(size)
+        self.seen += size
         if self.stack.skipped == self.skipped:
+            self.learned += size
             loss = report.loss
             for other in list(reports.values())[1:]:
                 loss = loss + other.loss
             self.losses.append(loss * size)
-            self.learned += size
             if self.classifies:
                 found = right(report, self.main.head)
                 self.hits.append(found.sum())
@@ -403,24 +401,24 @@ class _Fitting:
             if self.logger is not None:
                 self.logger.flush()  # what was logged until a checkpoint is not lost after it
             keeper.save(self.seen, self.state_dict(), ("augmenting", "random", "device_random"))
-        self.clock.start()
+        self.since = time.perf_counter()
         return stop
 
     def _row(self, n: int) -> dict[str, float]:
         """What the steps of an epoch came to."""
-        self.seen += sum(self.sizes)
         none = torch.zeros((), device=self.place)
-        # Here it is waited for the device: the epoch is over.
-        loss = (processes.total(sum(self.losses, none)) / self.learned).item()
+        # It is waited for the device: the epoch is over. Where no update was made there is no loss.
+        loss = (processes.total(sum(self.losses, none)) / (self.learned or math.nan)).item()
         accuracy = processes.total(sum(self.hits, none))
         (targets,) = processes.sum_of([float(self.judged)])
         for buffer in self.model.buffers():  # of process 0, for all to be evaluated alike
             processes.first(buffer)
+        self.seconds += time.perf_counter() - self.since
         return {
             "epoch": n + 1.0,
             "examples": float(self.seen),
             "steps": float(self.stack.steps),
-            "seconds": self.clock.stop(),
+            "seconds": self.seconds,
             "loss": loss,
             **({"accuracy": accuracy.item() / targets if targets else math.nan} if self.classifies else {}),
             "learning_rate": self.stack.learning_rate,
@@ -444,7 +442,7 @@ class _Fitting:
             "history": asdict(self.history),
             "best": self.best,
             "seen": self.seen,
-            "seconds": self.clock.seconds,
+            "seconds": self.seconds,
             "generator": self.generator.get_state(),
             "augmenting": None if self.ranks == 1 else self.augmenting.get_state(),
             "random": torch.get_rng_state(),
@@ -464,7 +462,7 @@ class _Fitting:
         self.stack.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         self.best.update({name: value.to(self.place) for name, value in state["best"].items()})
-        self.seen, self.clock.seconds = state["seen"], state["seconds"]
+        self.seen, self.seconds = state["seen"], state["seconds"]
         self.skipped = self.stack.skipped
         self.generator.set_state(state["generator"])
         if state["augmenting"] is not None:
@@ -823,20 +821,6 @@ def _length(loader: DataLoader[Any]) -> float:
         return len(loader)
     except TypeError:  # of a stream
         return math.inf
-
-
-class _Clock:
-    """Seconds between `start` and `stop`, added up."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> float:
-        self.seconds += time.perf_counter() - self._since
-        return self.seconds
 
 
 def _log(logger: Logger, row: Mapping[str, float], report: Report, head: Head) -> None:

@@ -118,8 +118,7 @@ def from_config(kind: type[T], file: str | Path) -> T:
     unknown = sorted(content.keys() - known)
     if unknown:
         raise ValueError(f"{path} has settings that {learner} does not: {', '.join(unknown)}")
-    kept = {name: value for name, value in content.items() if name not in _NOT_KEPT}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+    return kind(**{name: value for name, value in content.items() if name not in _NOT_KEPT})
 
 
 def home_of(kind: type[Any]) -> str:

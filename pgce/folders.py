@@ -13,6 +13,7 @@ from typing import IO, Any
 __all__ = ["Lock", "differences", "named", "stamped"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST = 200  # of the 255 bytes that file systems allow
 
 
 def named(root: Path, name: str) -> Path:
@@ -46,7 +47,8 @@ def named(root: Path, name: str) -> Path:
 def stamped(root: Path, name: str) -> Path:
     """A folder {name}__{time} that did not exist: two runs that start in the same second get two.
 
-    What an environment's id may hold and a file's name may not, such as a slash or a colon, becomes a dash.
+    What an environment's id, or a path, may hold and a file's name may not, such as a slash or a colon,
+    becomes a dash; but at the beginning, where a point would hide the folder. Of a long name the end is kept.
 
     Example:
         >>> import tempfile, pathlib
@@ -55,7 +57,7 @@ def stamped(root: Path, name: str) -> Path:
         >>> stamped(root, "a") != stamped(root, "a")
         True
     """
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name)[-_LONGEST:].lstrip(".-")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = root / f"{name}__{stamp}{suffix}"

@@ -114,7 +114,8 @@ SHOWN = "eval/mean_reward", "rollout/ep_rew_mean", "eval/accuracy", "eval/loss"
 """The metrics of the HParams tab. Every run names all, though it has some: the tab reads the list of one."""
 
 METRICS = "metrics.jsonl"
-"""The file of numbers: an object a line, "step" and values by tag. It needs no TensorBoard to be read."""
+"""The file of numbers: an object a line, "step" and values by tag, null where one is not finite. It needs no
+TensorBoard to be read."""
 
 
 class Logger:
@@ -200,8 +201,9 @@ class Logger:
         if not kept:
             return
         if self._lines is not None:
-            line = json.dumps({"step": step, **{tag: float(value) for tag, value in values.items()}})
-            self._guard(partial(print, line, file=self._lines))
+            numbers = {tag: float(value) for tag, value in values.items()}
+            told = {tag: number if math.isfinite(number) else None for tag, number in numbers.items()}
+            self._guard(partial(print, json.dumps({"step": step, **told}), file=self._lines))
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(lambda: summary, step)
 

@@ -47,7 +47,6 @@ class Settings(Protocol):
         >>> settings: Settings = PPO()
     """
 
-    num_envs: int
     gamma: float
     norm_obs: bool
     norm_reward: bool

@@ -179,6 +179,7 @@ class Agent(Learner):
         self.at_least_one(
             "total_timesteps", "num_envs", "num_steps", "eval_freq", "eval_episodes", "memory_size"
         )
+        self.at_least_one("group_size", "kept", "lag")  # by whatever setting a learner tells them
         if self.num_envs % self.group_size:
             raise ValueError(
                 f"groups are of equal size: num_envs is {self.num_envs}, a group has {self.group_size}"

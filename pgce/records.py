@@ -16,6 +16,9 @@ __all__ = ["SCORES", "Record", "groups", "runs"]
 
 SCORES = "eval_mean", "test_accuracy", "test_r2"
 """What a result is judged by: the first of these that it has."""
+UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every", "profile"}
+MAY_CHANGE = {*UNSHOWN, "track", "capture_video", "tensorboard"}
+"""What may differ between seeds of one experiment, or in a run that goes on: it changes nothing learned."""
 _CURVES = "rollout/ep_rew_mean", "eval/accuracy", "eval/r2", "objective/loss"
 
 
@@ -25,7 +28,7 @@ class Record:
 
     Attributes:
         path: of the folder.
-        config: the settings; empty where the folder is of no run.
+        config: the settings, and whose they are.
         result: what came of it; empty as long as it has not ended.
 
     Raises:
@@ -101,14 +104,14 @@ class Record:
                     rows.append(json.loads(line))
                 except ValueError:  # the last one, of a run that was killed
                     continue
-        tags = sorted({name for row in rows for name in row} - {"step"})
+        tags = sorted({name for row in rows for name, value in row.items() if value is not None} - {"step"})
         wanted = _CURVES if tag is None else (tag,)
         name = next((each for each in wanted if each in tags), None)
         if name is None:
             raise ValueError(
                 f"{self.path} has no numbers of {' or '.join(wanted)}: it has {', '.join(tags) or 'none'}"
             )
-        points = [(row["step"], row[name]) for row in rows if name in row]
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         steps, values = np.array(points, np.float64).T
         return steps, values
 
@@ -148,17 +151,13 @@ def groups(records: list[Record]) -> dict[tuple[str, str], list[Record]]:
         same.setdefault((record.subject, record.learner), []).append(record)
     result: dict[tuple[str, str], list[Record]] = {}
     for (subject, learner), several in same.items():
-        names = sorted({name for record in several for name in record.config} - _OWN)
-        differ = [n for n in names if len({json.dumps(record.config.get(n)) for record in several}) > 1]
+        names = sorted({name for record in several for name in record.config} - {"seed", *MAY_CHANGE})
+        first = several[0].config
+        differ = [n for n in names if any(record.config.get(n) != first.get(n) for record in several)]
         for record in several:
             told = " ".join([learner, *(f"{name} {record.config.get(name)}" for name in differ)])
             result.setdefault((subject, told), []).append(record)
     return result
-
-
-_OWN = {"seed", "run", "runs_dir", "resume", "allow_change", "quiet", "json", "track", "checkpoint_every"}
-_OWN |= {"profile", "capture_video", "tensorboard"}
-"""Settings that seeds of one experiment may differ in."""
 
 
 def read_json(file: Path, otherwise: Any) -> Any:

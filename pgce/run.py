@@ -27,7 +27,7 @@ from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_type
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import SCORES, Record, read_json
+from pgce.records import MAY_CHANGE, SCORES, UNSHOWN, Record, read_json
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -38,9 +38,6 @@ __all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
-_UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every", "profile"}
-_MAY_CHANGE = {*_UNSHOWN, "track", "capture_video", "tensorboard"}
-"""What may differ from the run that is resumed: it does not change what is learned."""
 
 
 Also = Callable[[int, Mapping[str, float]], object]
@@ -144,25 +141,21 @@ class Learner:
         """What the settings are if no flag is given but those that say on what to train."""
         return type(self)()
 
-    @property
-    def optimizer_settings(self) -> dict[str, Any]:
-        """What the optimizer stack is made with, as `pgce.fit` names it."""
-        return {
-            "optimizer": self.optimizer,
-            "learning_rate": self.learning_rate,
-            "schedule": self.lr_schedule,
-            "warmup_steps": self.warmup_steps,
-            "max_grad_norm": self.max_grad_norm,
-            "max_skips": self.max_skips,
-            **({} if self.weight_decay is None else {"weight_decay": self.weight_decay}),
-        }
-
     def build_optimizer(self, model: nn.Module) -> Optimizer:
         """The optimizer stack of these settings over the model's parameters."""
         from pgce.optimizer import Optimizer
 
-        settings = self.optimizer_settings
-        return Optimizer(model.parameters(), settings.pop("optimizer"), **settings)
+        options: dict[str, Any] = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
+        return Optimizer(
+            model.parameters(),
+            self.optimizer,
+            learning_rate=self.learning_rate,
+            schedule=self.lr_schedule,
+            warmup_steps=self.warmup_steps,
+            max_grad_norm=self.max_grad_norm,
+            max_skips=self.max_skips,
+            **options,
+        )
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -186,6 +179,10 @@ class Learner:
     def check(self) -> None:
         """Refuse settings that are not of their type, or out of their range."""
         check_types(vars(self), type(self))
+        if lost := [
+            name for name, value in vars(self).items() if isinstance(value, float) and value != value
+        ]:
+            raise ValueError(f"{lost[0]} is a number: it is nan")
         self.at_least_one("threads")
         if self.seed < 0:
             raise ValueError(f"seed is at least 0: it is {self.seed}")
@@ -270,7 +267,7 @@ class Run:
         began = -1 if found is None else found.step
         self.write("attempts.json", [*attempts, {"step": max(began, 0), "command": settings.command()}])
         config = dataclasses.asdict(settings)
-        shown = {key: value for key, value in config.items() if key not in _UNSHOWN}
+        shown = {key: value for key, value in config.items() if key not in UNSHOWN}
         self.logger = Logger(self.path if settings.track else None, shown, began if attempts else None, also)
         if not attempts:
             rows = "".join(f"| {name} | {value} |\n" for name, value in shown.items())
@@ -289,7 +286,7 @@ class Run:
         now = json.loads(json.dumps(settings.configuration))
         if not attempts:
             begun = read_json(self.path / "config.json", now)
-            ours = isinstance(begun, dict) and differences(begun, now).keys() <= _MAY_CHANGE
+            ours = isinstance(begun, dict) and differences(begun, now).keys() <= MAY_CHANGE
             if folder.exists() or not ours:  # one that was killed right after it began is
                 raise ValueError(f"what is in {str(self.path)!r} is no run that can be resumed")
             self.checkpoints = Checkpoints(folder, settings.checkpoint_every)
@@ -298,7 +295,7 @@ class Run:
         older = {name: now.get(name) for name in ("class", "own_model")}  # which they do not tell
         config, versions = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
         before = {**older, **config, **versions}
-        found = {name: change for name, change in differences(before, now).items() if name not in _MAY_CHANGE}
+        found = {name: change for name, change in differences(before, now).items() if name not in MAY_CHANGE}
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:
             raise ValueError(

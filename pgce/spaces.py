@@ -256,7 +256,7 @@ def encode_actions(space: gym.Space[Any], action: Any) -> Tensor:
         tensor([[1, 0, 1]])
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        parts = [encode_actions(entry, action[key]) for key, entry in _entries(space)]
+        parts = [encode_actions(entry, action[key]) for key, entry in entries(space)]
         return torch.cat([part.reshape(len(part), -1) for part in parts], -1)
     array = np.asarray(action)
     if isinstance(space, spaces.Discrete):
@@ -412,7 +412,7 @@ def _leaves(
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         vectors, images = [], []
-        for key, entry in _entries(space):
+        for key, entry in entries(space):
             if key == without:
                 continue
             more = _leaves(entry, lambda observation, key=key: at(observation)[key])  # type: ignore[misc]
@@ -439,7 +439,8 @@ def _leaves(
     )
 
 
-def _entries(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, gym.Space[Any]]]:
+def entries(space: spaces.Dict | spaces.Tuple[Any]) -> list[tuple[Any, gym.Space[Any]]]:
+    """The parts of a space, by name or number."""
     return list(space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
 
 
@@ -547,10 +548,10 @@ def _bounds(bound: NDArray[Any]) -> Bound:
 
 
 def _joint(space: spaces.Dict | spaces.Tuple[Any], continuous: Continuous, std: Std) -> Actions:
-    entries = _entries(space)
-    if not entries:
+    if not space.spaces:
         raise ValueError(f"an action has one or more components: this space has none, {space}")
-    names, parts = [name for name, _ in entries], [actions(entry, continuous, std) for _, entry in entries]
+    names = [name for name, _ in entries(space)]
+    parts = [actions(entry, continuous, std) for _, entry in entries(space)]
     head = Joint(tuple((part.head, part.logits_shape) for part in parts))
     constant = tuple(each for part in parts for each in part.constant)
     scale = tuple(each for part in parts for each in part.scale)

@@ -79,12 +79,7 @@ class TrainedAgent(Player):
                 )
             kind = agent or Agent
             known = {field.name for field in dataclasses.fields(kind)}
-            settings: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in config.items()
-                if name in known
-            }
-            self._settings = kind(**settings)
+            self._settings = kind(**{name: value for name, value in config.items() if name in known})
             self._settings.check_env_kwargs()  # which permit nothing
         except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path / 'config.json'} is damaged: {error!r}") from error

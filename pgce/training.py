@@ -51,8 +51,6 @@ def train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
         after: as `Agent.train` takes it.
         metrics: as `Agent.train` takes it.
     """
-    if agent.capture_video:
-        films.check(agent.env_id, agent.env_kwargs)
     options = agent.env_options
     ranks = processes.size()
     eval_id, many = agent.eval_env_id or agent.env_id, -(-agent.eval_episodes // ranks)
@@ -61,6 +59,8 @@ def train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
             f"processes have equally many environments: num_envs is {agent.num_envs}, processes are {ranks}"
         )
     with closing(envs.make(agent.env_id, agent.num_envs // ranks, **options)) as train_envs:
+        if agent.capture_video:  # after `make`, which refuses or imports a module
+            films.check(agent.env_id, agent.env_kwargs)
         if isinstance(train_envs, (SyncVectorEnv, AsyncVectorEnv)):
             many = min(many, train_envs.num_envs)  # only a native one steps any number at once
         with closing(envs.make(eval_id, many, **options)) as eval_envs:

@@ -141,6 +141,7 @@ def tune(
         raise ImportError('a search needs optuna: pip install "pgce[tune]"') from error
 
     from pgce.checkpoint import write_file
+    from pgce.metrics import interquartile_mean
 
     start = agent_class.preset(env_id, **{"stop_at_threshold": False, **settings})
     start.check()
@@ -172,7 +173,7 @@ def tune(
             if result["stopped"] in ("after", *_SIGNALS):
                 raise optuna.TrialPruned(f"stopped ({result['stopped']}) after {result['steps']} steps")
             scores.append(result["eval_mean"])
-        return _interquartile_mean(scores)
+        return float(interquartile_mean(np.array(scores))[0])
 
     def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         value = "no score" if trial.value is None else f"{trial.value:.1f}"
@@ -220,12 +221,6 @@ def _suggest(trial: Any, name: str, search: Search) -> Any:
     return trial.suggest_categorical(name, search)
 
 
-def _interquartile_mean(scores: Sequence[float]) -> float:
-    """The mean without the quarter of the least and the quarter of the greatest, rounded down."""
-    cut = len(scores) // 4
-    return float(np.mean(sorted(scores)[cut : len(scores) - cut]))
-
-
 @dataclass
 class Tuning:
     """A search for an agent's settings. All other flags are the agent's; what they set is not searched."""
@@ -246,7 +241,8 @@ class Tuning:
         """Search, and print the command line of what was best."""
         (kind,) = (getattr(agents, name) for name in agents.__all__ if name.lower() == self.agent)
         given: Agent = parse(kind, self.words, default=kind.from_words(self.words))
-        names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in self.words}
+        flags = [word.partition("=")[0] for word in self.words if word.startswith("--")]
+        names = {flag[2:].replace("-", "_") for flag in flags}
         settings = {
             field.name: getattr(given, field.name)
             for field in dataclasses.fields(given)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pgce
-from pgce.agents import PPO, Reinforce, Supervised
+from pgce import explaining
+from pgce.agents import BC, GRPO, PPO, RLOO, Reinforce, Supervised
+from pgce.checkpoint import save_tensors
 from pgce.command import AGENTS, COMMANDS, main
-from pgce.records import Record, groups, runs
+from pgce.records import MAY_CHANGE, Record, groups, runs
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
 
@@ -207,13 +210,17 @@ def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
 
 
 def test_seeds_of_one_experiment_may_differ_in_what_is_written():
-    from pgce.run import _MAY_CHANGE
-
     records = [
         Record(Path(), {"learner": "ppo", "env_id": "x", "seed": seed, name: value}, {})
-        for name in _MAY_CHANGE
+        for name in MAY_CHANGE
         for seed, value in enumerate((False, True))
     ]
+    assert list(groups(records)) == [("x", "ppo")]
+
+
+def test_settings_that_are_written_otherwise_do_not_differ():
+    written = [{"gamma": 1, "env_kwargs": {"a": 1, "b": 2}}, {"gamma": 1.0, "env_kwargs": {"b": 2, "a": 1}}]
+    records = [Record(Path(), {"learner": "ppo", "env_id": "x", **config}, {}) for config in written]
     assert list(groups(records)) == [("x", "ppo")]
 
 
@@ -255,6 +262,47 @@ def test_explains_a_run(folder, capsys):
     before = sorted(path.stat().st_mtime for path in (folder / "iris").iterdir())
     assert len(said(capsys, "explain", folder / "iris").splitlines()) == 7
     assert sorted(path.stat().st_mtime for path in (folder / "iris").iterdir()) == before
+
+
+def test_explains_a_classifier_as_it_is(tmp_path):
+    agent = Supervised(runs_dir=str(tmp_path), epochs=2, learning_rate=0.1, quiet=True, device="cpu")
+    run = agent.train("iris")
+    report, head = explaining._learned(Record.read(run.path))
+    p = pgce.load(run.path).predict_proba(report.batch.input.numpy())
+    assert head.mean(report.logits).numpy() == pytest.approx(p, abs=1e-6)
+
+
+def test_explains_groups_that_begin_alike(tmp_path, capsys):
+    short = {**SHORT, "runs_dir": str(tmp_path), "total_timesteps": 60, "num_steps": 4}
+    said(capsys, "explain", GRPO(group=3, num_envs=9, **short).train("CartPole-v1").path)
+    lines = said(
+        capsys, "explain", GRPO(group=4, num_envs=8, **short).train("pgce/Copy-v0").path
+    ).splitlines()
+    assert len({line[:19] for line in lines[1:5]}) == 1, "one prompt"
+
+
+def test_explains_what_an_expert_does(folder, tmp_path, capsys):
+    agent = BC(expert=str(folder / "ppo-1"), runs_dir=str(tmp_path), total_timesteps=1, **SHORT)
+    run = agent.train()
+    last = run.model.actor[-1]
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([50.0, -50.0])  # so that it would do 0 only
+    save_tensors(run.path / "model.safetensors", run.model.state_dict())
+    lines = said(capsys, "explain", run.path, "--rows", "40").splitlines()
+    assert {line.split()[4] for line in lines[1:]} == {"0", "1"}
+
+
+def test_explains_rows_that_count(tmp_path, capsys):
+    short = {**SHORT, "runs_dir": str(tmp_path), "total_timesteps": 1}
+    run = RLOO(num_steps=4, num_envs=2, **short).train("CartPole-v1")  # in which no episode ends
+    assert len(said(capsys, "explain", run.path).splitlines()) > 1
+    run = RLOO(num_steps=1, num_envs=2, env_kwargs={"max_episode_steps": 150}, **short).train("Pendulum-v1")
+    assert "of 100 rollouts of 1 steps none does" in refused(capsys, "explain", run.path)
+
+
+def test_explains_images_that_are_cut_and_pasted(tmp_path, capsys):
+    run = Supervised(cutmix=1.0, epochs=1, runs_dir=str(tmp_path), quiet=True, device="cpu").train("digits")
+    assert len(said(capsys, "explain", run.path).splitlines()) == 7
 
 
 @pytest.mark.parametrize("name", [*AGENTS, "supervised", "focal", "smooth", "gae", "Categorical", "balanced"])

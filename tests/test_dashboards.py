@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
 import pgce
-from pgce import dashboards, heads, pictures
+from pgce import dashboards, films, heads, pictures
 from pgce.logger import Logger
 
 
@@ -199,14 +201,22 @@ def test_a_film_is_in_the_run(tmp_path):
     run = agent.train(total_timesteps=6_144)
     events = EventAccumulator(str(run.path), size_guidance={"images": 0})
     events.Reload()
-    films = events.Images("eval/episode")
-    assert [film.step for film in films] == [
+    shown = events.Images("eval/episode")
+    assert [film.step for film in shown] == [
         int(file.stem) for file in sorted((run.path / "videos").glob("*.gif"))
     ]
-    with Image.open(io.BytesIO(films[-1].encoded_image_string)) as film:
+    with Image.open(io.BytesIO(shown[-1].encoded_image_string)) as film:
         assert film.n_frames > 5
     plain = pgce.agents.Reinforce(quiet=True, runs_dir=str(tmp_path), eval_freq=3_000)
     assert plain.train(total_timesteps=6_144).result["eval_mean"] == run.result["eval_mean"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_the_folder_of_a_film_is_made(suffix, tmp_path, monkeypatch):
+    codec = SimpleNamespace(imwrite=lambda file, *_, **__: file.write_bytes(b"film"))
+    for name in ("imageio", "imageio.v3", "imageio_ffmpeg"):  # which need not be there
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(v3=codec, imwrite=codec.imwrite))
+    assert films.save(tmp_path / "new" / f"film{suffix}", [np.zeros((8, 8, 3), np.uint8)]).stat().st_size
 
 
 def test_an_environment_that_cannot_be_filmed_is_refused(tmp_path):

@@ -94,7 +94,8 @@ def test_pages_that_are_made_are_whole(made):
         assert f"\n## {name}\n" in made["learners.md"]
     assert "| `clip_coef` | `0.2` |" in made["learners.md"]
     modules = {name for name in pgce.__all__ if name.islower() and hasattr(getattr(pgce, name), "__path__")}
-    homes = {*pgce._HOME.values(), *(f"pgce.{name}" for name in pgce._MODULES)} - {"pgce.agents"} - modules
+    public = {pgce._HOME.get(name, f"pgce.{name}") for name in pgce.__all__}
+    homes = public - {"pgce.agents"} - modules
     for home in homes:
         page = f"reference/{home.removeprefix('pgce.')}.md"
         assert f"::: {home}\n" in made[page]

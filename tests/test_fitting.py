@@ -291,6 +291,26 @@ def test_float16_leaves_steps_out_until_the_gradients_fit():
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def test_examples_of_updates_left_out_do_not_lower_the_loss():
+    calls = []
+
+    def broken(cross_entropy, batch):
+        calls.append(len(batch))  # the first of the check, then four an epoch
+        lost = len(calls) in (3, 4, 6, 7, 8, 9)
+        return torch.full_like(cross_entropy, math.nan if lost else 1.0)
+
+    model = nn.Linear(64, 10).double()
+    inputs, labels = digits()
+    how = {"learning_rate": 1e-12, "batch_size": 337, "max_skips": 9, "weight": broken, "device": "cpu"}
+    history = pgce.fit(model, (inputs, labels), epochs=3, **how)
+    loss = pgce.evaluate(model, (inputs, labels))["loss"]
+    assert history["skipped"] == [2, 6, 6]
+    assert history["loss"][0] == pytest.approx(loss, rel=0.1)
+    assert math.isnan(history["loss"][1]), "no update was made"
+    assert history["loss"][2] == pytest.approx(loss, rel=1e-6)
+    assert history["examples"] == [1347, 2694, 4041]
+
+
 def test_a_seed_repeats_dropout_and_leaves_torch_s_own_generator_alone():
     def run(seed):
         torch.manual_seed(0)

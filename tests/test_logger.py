@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import metadata
 
 import pgce
 from pgce.logger import LAYOUT, SHOWN, TAGS, Bar, Logger
+from pgce.records import Record
 
 
 def read(folder):
@@ -52,6 +53,18 @@ def test_hyperparameters_are_in_the_same_run(tmp_path):
     experiment = metadata.parse_experiment_plugin_data(summaries[metadata.EXPERIMENT_TAG].plugin_data.content)
     assert tuple(metric.name.tag for metric in experiment.metric_infos) == SHOWN
     assert metadata.SESSION_END_INFO_TAG in summaries
+
+
+def test_a_line_is_json_and_a_curve_has_only_numbers(tmp_path):
+    with Logger(tmp_path) as logger:
+        for step, value in enumerate((0.5, math.nan, math.inf, 0.25)):
+            logger.scalars(step, {"eval/loss": value, "eval/r2": -math.inf})
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)  # called for NaN and Infinity
+    steps, values = Record(tmp_path, {}, {}).curve("eval/loss")
+    assert (steps.tolist(), values.tolist()) == ([0, 3], [0.5, 0.25])
+    with pytest.raises(ValueError, match="it has eval/loss"):
+        Record(tmp_path, {}, {}).curve("eval/r2")
 
 
 def test_an_undefined_tag_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import pgce
-from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce
+from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce, VTrace
 from pgce.networks import ActorCritic, Normalize, RewardScale, Value, mlp
 from pgce.rollout import Collector, mask_size
 
@@ -420,6 +421,15 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
         (PPO, {**_TRANSFORMER, "hidden_sizes": (30,)}, "there are 1, of width 30"),
         (PPO, {"network": "transformer"}, "a transformer reads tokens"),
         (GRPO, {"num_envs": 9}, "num_envs is 9, a group has 8"),
+        (GRPO, {"group": 0}, "group_size is at least 1: it is 0"),
+        (GRPO, {"clip_coef": -0.2}, r"clip_coef is positive: it is -0\.2"),
+        (AWR, {"keep_rollouts": 0}, "kept is at least 1: it is 0"),
+        (AWR, {"beta": 0.0}, r"they are 0\.0 and 20\.0"),
+        (VTrace, {"policy_lag": 0}, "lag is at least 1: it is 0"),
+        (VTrace, {"max_rho": -1.0}, r"they are -1\.0 and 1\.0"),
+        (VTrace, {"trace_lambda": 2.0}, r"trace_lambda lies in \[0, 1\]: it is 2\.0"),
+        (PPO, {"target_kl": 0.0}, r"target_kl is positive, or None: it is 0\.0"),
+        (PPO, {"ent_coef": math.nan}, "ent_coef is a number: it is nan"),
         (PPO, {"env_kwargs": {"num_envs": 3}}, "env_kwargs has num_envs"),
         (PPO, {"env_kwargs": {"gravity": QUICK.keys()}}, "env_kwargs is plain data"),
         (PPO, {"env_kwargs": {"gravity": 9.8}}, "CartPole-v1 cannot be made with {'gravity': 9.8}"),

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import pgce
 from pgce.agents import Reinforce, Supervised
 from pgce.checkpoint import load_checkpoint, load_model, load_tensors
+from pgce.folders import stamped
 from pgce.logger import TAGS
 from pgce.metrics import interquartile_mean
 from pgce.records import Record
@@ -182,6 +183,15 @@ class Corridor(gym.Env):
 
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=50)
 """
+
+
+def test_a_folder_named_after_a_path_is_not_hidden(tmp_path):
+    names = [stamped(tmp_path, f"{path}__supervised__1").name for path in ("./my.csv", "/a/b.npz", "x" * 300)]
+    assert [name.rpartition("__")[0] for name in names[:2]] == [
+        "my.csv__supervised__1",
+        "a-b.npz__supervised__1",
+    ]
+    assert "x__supervised__1__" in names[2]
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path):

@@ -14,7 +14,7 @@ import tyro
 
 from pgce.agents import A2C, GRPO, PPO, Reinforce
 from pgce.policy_gradient import Agent
-from pgce.tuning import SPACE, Between, _interquartile_mean, main, tune
+from pgce.tuning import SPACE, Between, main, tune
 
 TINY = {"quiet": True, "device": "cpu", "total_timesteps": 1_024, "eval_freq": 256, "eval_episodes": 2}
 
@@ -130,10 +130,19 @@ def test_the_space_is_of_settings():
     assert "update_epochs" not in Reinforce.__dataclass_fields__
 
 
-def test_the_score_of_several_repeats_is_their_interquartile_mean():
-    assert _interquartile_mean([3.0]) == 3
-    assert _interquartile_mean([1.0, 5.0, 3.0]) == 3
-    assert _interquartile_mean([100.0, 1.0, 2.0, -100.0]) == 1.5
+def test_what_a_flag_sets_is_not_searched_but_what_its_value_names_is(monkeypatch):
+    given = {}
+
+    def found(kind, env_id, trials, **settings):
+        given.update(settings)
+        raise ValueError("it is not searched here")
+
+    monkeypatch.setattr("pgce.tuning.tune", found)
+    words = "ppo --clip_coef=0.3 --no-norm-obs --schedules ent_coef linear --env-kwargs gamma 0.5"
+    with pytest.raises(SystemExit):
+        main(shlex.split(words))
+    assert given.keys() >= {"clip_coef", "norm_obs", "schedules", "env_kwargs"}
+    assert not given.keys() & {"ent_coef", "gamma", "learning_rate"}
 
 
 @pytest.mark.parametrize(

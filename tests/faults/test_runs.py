@@ -285,12 +285,13 @@ def test_a_link_is_no_folder_of_one_s_own(tmp_path, capfd):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_an_id_does_not_run_a_module(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("film", [False, True])
+def test_an_id_does_not_run_a_module(film, tmp_path, monkeypatch, capfd):
     (tmp_path / "evilmod.py").write_text("open('marker', 'w').close()")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        train_or_exit(agent(tmp_path / "runs", env_id="evilmod:CartPole-v1"))
+        train_or_exit(agent(tmp_path / "runs", env_id="evilmod:CartPole-v1", capture_video=film))
     assert ended.value.code == 2
     assert "names a module" in capfd.readouterr().err
     assert not (tmp_path / "marker").exists()
