@@ -323,7 +323,10 @@ class Collector:
                             raise EnvironmentFault(
                                 f'by SAME_STEP info["final_obs"] has the last observations: {envs} gave none'
                             )
-                        last = self._stacked([info["final_obs"][i] for i in which])
+                        last = info["final_obs"]
+                        if isinstance(last, (dict, tuple)):  # a batch, as observations are
+                            last = list(iterate(envs.observation_space, last))
+                        last = self._stacked([last[i] for i in which])
                         finals.append((t * n + which, self._encoded(last, {})))
                     else:
                         finals.append((t * n + which, encoded[which]))

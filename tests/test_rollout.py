@@ -344,6 +344,45 @@ def test_masks_are_told_in_any_form_and_not_at_every_step():
     assert told_mask({"action_mask": cube}).tolist() == [[False, True, True] * 2 + [False, True]]
 
 
+class Doubled(Scripted):
+    """What it observes, twice."""
+
+    def __init__(self, script, kind):
+        super().__init__(script)
+        self.kind, one = kind, Scripted.observation_space
+        spaces = gym.spaces.Tuple([one] * 2), gym.spaces.Dict(a=one, b=one)
+        self.observation_space = spaces[0 if kind is tuple else 1]
+
+    def _observation(self):
+        seen = super()._observation()
+        return (seen, -seen) if self.kind is tuple else {"a": seen, "b": -seen}
+
+
+class Batched(SyncVectorEnv):
+    """Tells last observations as it tells all others: a batch."""
+
+    def step(self, actions):
+        *step, info = super().step(actions)
+        if "final_obs" in info:
+            space = self.single_observation_space
+            rows = [seen or space.sample() for seen in info["final_obs"]]
+            empty = gym.vector.utils.create_empty_array(space, self.num_envs)
+            info["final_obs"] = gym.vector.utils.concatenate(space, rows, empty)
+        return *step, info
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_last_observations_may_be_a_batch(kind):
+    rollouts = []
+    for of in (SyncVectorEnv, Batched):
+        fns = [lambda s=s: Doubled(s, kind) for s in ("t2 c3 t9", "c1 t1 t1 c4 t9")]
+        envs = of(fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        generator = torch.Generator().manual_seed(0)
+        rollouts.append(Collector(envs, policy, 7, seed=0, generator=generator).collect())
+    assert len(rollouts[0].final_index) == 6
+    assert torch.equal(rollouts[0].final_observation, rollouts[1].final_observation)
+
+
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_an_episode_that_fails_in_its_first_step_is_none(mode):
     fails = iter([False, False, False, True] + [False] * 20)
