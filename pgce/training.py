@@ -250,6 +250,8 @@ class _Training:
             warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
             self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
             level = "reseeded"
+        if level == "reseeded":
+            self._forget()
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
         self.recent.extend(map(tuple, state["recent"]))
@@ -315,6 +317,7 @@ class _Training:
             self._progress()
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
+                self._forget()
             with self.run.part("collect"):
                 rollout = collector.collect()
             if model.normalize is not None:
@@ -333,6 +336,11 @@ class _Training:
             batch = Batch.joined([self._prepared(each) for each in self.kept])
             self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
+
+    def _forget(self) -> None:
+        """Leave the discounted sums of rewards of episodes that do not go on."""
+        if self.model.reward_scale is not None:
+            self.model.reward_scale.running.zero_()
 
     def _prepared(self, rollout: Rollout) -> Batch:
         """The rollout as the agent makes a batch of it."""

@@ -322,6 +322,25 @@ def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_pa
     assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
 
 
+def test_sums_of_rewards_end_with_episodes_that_are_left(tmp_path, monkeypatch):
+    """Groups begin anew every rollout, and environments that could not be saved after a resume."""
+    monkeypatch.setitem(gym.registry, "Late-v0", EnvSpec("Late-v0", entry_point=Late))
+    settings = {**QUICK, "env_id": "Late-v0", "num_envs": 4, "norm_reward": True, "gamma": 1.0}
+    settings |= {"eval_episodes": 2, "runs_dir": str(tmp_path)}
+    run = GRPO(num_steps=3, group=2, total_timesteps=120, **settings).train()
+    assert run.model.reward_scale.statistics.mean.item() == pytest.approx(2), "1, 2 and 3 in every rollout"
+    before, forward = [], RewardScale.forward
+    seen = lambda self, *rows: before.append(self.running.tolist()) or forward(self, *rows)  # noqa: E731
+    monkeypatch.setattr(RewardScale, "forward", seen)
+    for steps in (512, 640):
+        agent = PPO(num_steps=32, run="late", checkpoint_every=0.0, total_timesteps=steps, **settings)
+        agent.allow_change = ("total_timesteps",)
+        rounds = len(before)
+        agent.train()
+    assert any(map(any, before[:rounds]))
+    assert before[rounds] == [0] * 4
+
+
 class Parted(Late):
     """Has two arrays in one memory, but not for long."""
 
