@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pgce import dashboards, envs, films, processes
 from pgce.checkpoint import CheckpointError, check_like, load_model
-from pgce.envs.state import exactness
+from pgce.envs.state import exactness, get_state, set_state
 from pgce.envs.vectorize import check_same_spaces
 from pgce.logger import due
 from pgce.metrics import summary
@@ -227,6 +227,7 @@ class _Training:
             "shuffle": self.shuffle.get_state(),
             "random": torch.get_rng_state(),
             "evaluation": self.evaluation.state_dict(),
+            "played": self.evaluation.played() if self.level == "exact" else None,
             "level": self.level,
             "agent": self.current.state_dict(),
             "unsaved": self._unsaved(),
@@ -261,6 +262,8 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
+        if state.get("played") is not None:
+            self.evaluation.restore(state["played"])
         self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
         self.unsaved, self.level = state.get("unsaved", []), level
         self.run.restored(state["seconds"], state["spent"])
@@ -527,7 +530,7 @@ def _shown(values: Mapping[str, float]) -> str:
 
 _PATIENCE = 5.0  # seconds that an evaluation has after a signal to stop
 
-_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent"
+_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent", "played"
 """Keys of a training's state that differ between processes."""
 
 _GIVEN = {"arrays"}
@@ -611,6 +614,23 @@ class _Evaluation:
         """Go on from there."""
         self.steps, self.number, self.returns = state["steps"], state["number"], state["returns"]
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
+
+    def played(self) -> dict[str, Any] | None:
+        """The environments' state, of which some outlives a reset; None where there is none to be had."""
+        if self.returns is None:
+            return None
+        try:
+            return get_state(self._envs)
+        except ValueError:  # they may be others than those that are trained in
+            return None
+
+    def restore(self, played: Mapping[str, Any]) -> None:
+        """Go on in environments that were played in."""
+        try:
+            envs.reset(self._envs, 0)  # they are to be what the others were, then
+            set_state(self._envs, played)
+        except ValueError as error:
+            warnings.warn(f"evaluations begin in new environments: {error}", RuntimeWarning, stacklevel=2)
 
     def result(self) -> dict[str, Any]:
         """The last evaluation; nothing where none was made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -339,6 +340,43 @@ def test_sums_of_rewards_end_with_episodes_that_are_left(tmp_path, monkeypatch):
         agent.train()
     assert any(map(any, before[:rounds]))
     assert before[rounds] == [0] * 4
+
+
+class Longer(Late):
+    """Has longer episodes the more there have been, whatever seed a reset has."""
+
+    episodes = 0
+
+    def reset(self, **kwargs):
+        self.episodes += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        self.known = None
+        return observation, reward, self.time > self.episodes, False, {}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_evaluations_go_on_in_their_environments(vectorization, tmp_path, monkeypatch):
+    monkeypatch.setitem(gym.registry, "Longer-v0", EnvSpec("Longer-v0", entry_point=Longer))
+    settings = {**QUICK, "env_id": "Longer-v0", "num_envs": 2, "num_steps": 16, "checkpoint_every": 0.0}
+    settings |= {"eval_episodes": 4, "eval_freq": 60, "runs_dir": str(tmp_path)}
+    agent = PPO(total_timesteps=320, vectorization=vectorization, **settings)
+    whole, curve = replace(agent, run="whole"), []
+    whole.train(after=lambda steps, score: curve.append((steps, score)))
+    parts, seen = replace(agent, run="parts"), []
+
+    def killed(steps, score):
+        seen.append((steps, score))
+        if len(seen) == 3:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        parts.train(after=killed)
+    parts.train(after=lambda steps, score: seen.append((steps, score)))
+    assert len(seen) > 4
+    assert dict(seen) == dict(curve)
 
 
 class Parted(Late):
