@@ -110,18 +110,21 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
         raise ValueError(f"runs of pgce's own agents are explained: {record.path} is of {home}")
     agent = replace(from_config(kind, record.path), allow_import=allow_import, device="cpu")
     agent.check()
-    with closing(envs.make(agent.env_id, max(8, agent.group_size), **agent.env_options)) as many:
+    size = agent.group_size
+    with closing(envs.make(agent.env_id, -(-8 // size) * size, **agent.env_options)) as many:
         model = agent.build_model(many)
         model.load_state_dict(load_model(record.path))
         generator = torch.Generator().manual_seed(agent.seed)
         collector = Collector(
             many,
-            model.policy,
+            agent.acting(model),
             min(agent.num_steps, 64),
             seed=agent.seed,
             generator=generator,
             continuous=agent.continuous,
         )
+        if size > 1:
+            collector.reset(agent.seed, size)
         rollout = collector.collect()
         if model.reward_scale is not None:
             done = rollout.terminated | rollout.truncated

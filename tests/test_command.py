@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pgce
-from pgce.agents import PPO, Reinforce, Supervised
+from pgce import explaining
+from pgce.agents import BC, GRPO, PPO, Reinforce, Supervised
 from pgce.command import AGENTS, COMMANDS, main
 from pgce.records import Record, groups, runs
+from pgce.rollout import Collector
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
 
@@ -255,6 +258,22 @@ def test_explains_a_run(folder, capsys):
     before = sorted(path.stat().st_mtime for path in (folder / "iris").iterdir())
     assert len(said(capsys, "explain", folder / "iris").splitlines()) == 7
     assert sorted(path.stat().st_mtime for path in (folder / "iris").iterdir()) == before
+
+
+def test_explains_groups_and_pupils_as_they_learned(tmp_path):
+    """Environments of a group begin alike, in as many as groups need; a pupil learns what its expert did."""
+    where = {"runs_dir": str(tmp_path), "quiet": True, "num_steps": 16, "eval_episodes": 2}
+    run = GRPO(num_envs=6, group=3, **where).train("CartPole-v1", total_timesteps=96)
+    report, _ = explaining._acted(Record.read(run.path), False)
+    first = report.batch.input[:9].view(3, 3, 4)
+    assert (first == first[:, :1]).all()
+    assert not (first[0] == first[1]).all()
+    expert = PPO(num_envs=4, learning_rate=0.1, **where).train("CartPole-v1", total_timesteps=640)
+    pupil = BC(expert=str(expert.path), num_envs=4, seed=3, **where).train("CartPole-v1", total_timesteps=64)
+    report, _ = explaining._acted(Record.read(pupil.path), False)
+    policy, generator = pgce.load(expert.path).model.policy, torch.Generator().manual_seed(3)
+    acts = Collector(pgce.envs.make("CartPole-v1", 8), policy, 16, seed=3, generator=generator).collect()
+    assert torch.equal(report.target, acts.action[acts.valid])
 
 
 @pytest.mark.parametrize("name", [*AGENTS, "supervised", "focal", "smooth", "gae", "Categorical", "balanced"])
