@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 
@@ -39,6 +40,9 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
         PPO(
             env_id="Acrobot-v1",
             env_kwargs={"max_episode_steps": 7, "name": "8x8", "level": "3", "on": False, "off": "false"},
+        ),
+        PPO(
+            env_id="Acrobot-v1", env_kwargs={"far": math.inf, "near": -math.inf, "word": "inf", "sign": "-x"}
         ),
         PPO(),
         PPO(env_id="Taxi-v4"),
