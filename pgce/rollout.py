@@ -136,11 +136,21 @@ class Rollout:
                 final = self.final_observation
                 last: Input = final
                 if self.state is not None:  # sequences of one step, after the one that led there
-                    before = self.state[1:].flatten(0, 1)[self.final_index].unsqueeze(1)
+                    before = self._remembered(value).flatten(0, 1)[self.final_index].unsqueeze(1)
                     first = torch.zeros_like(self.final_index, dtype=torch.bool).unsqueeze(1)
                     last = {"observation": final.unsqueeze(1), "first": first, "state": before}
                 following.view(-1)[self.final_index] = value(last).flatten()
         return now[:-1], following
+
+    def _remembered(self, network: Any) -> Tensor:
+        """(T, N, S), a network's memory after each step; `state` is that of one that may be older."""
+        assert self.state is not None
+        assert self.first is not None
+        memory, every = self.state[0], []
+        for observation, first in zip(self.observation, self.first[:-1], strict=False):
+            _, memory = network.step(observation, first, memory)
+            every.append(memory)
+        return torch.stack(every)
 
     def batch(self, columns: Mapping[str, Tensor]) -> Batch:
         """The T · N rows as a batch with column "action" and those given, each (T, N, ...).

@@ -263,6 +263,25 @@ def test_a_memory_is_that_of_the_episode_alone(mode, kind):
                 memory[n] = None
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_last_values_are_remembered_by_the_network_that_tells_them(mode):
+    """Not by the one that acted, which may be older: V-trace's, or one that had not normalised yet."""
+    acted, model = with_memory(), with_memory(seed=1)
+    collect = collector(mode, 7, ("t2 c3 t9 t9", "c1 t1 t1 c4 t9"))
+    collect.policy, collect.state_size = Widened(acted.policy), acted.policy.state_size
+    collect.reset(0)
+    rollout = collect.collect()
+    _, next_value = rollout.values(Widened(model.value))
+    final = dict(zip(rollout.final_index.tolist(), rollout.final_observation, strict=True))
+    memory = rollout.state[0].double()
+    for t in range(7):
+        _, memory = model.torso.step(rollout.observation[t].double(), rollout.first[t], memory)
+        for n in range(2):
+            following = final.get(t * 2 + n, rollout.observation[t + 1, n])[None].double()
+            after, _ = model.torso.step(following, torch.tensor([False]), memory[n][None])
+            torch.testing.assert_close(next_value[t, n][None], model.critic(after), rtol=0, atol=1e-12)
+
+
 def test_sequences_are_a_batch_whose_parts_are_whole():
     model = with_memory()
     collect = collector(NEXT_STEP, 7, ("t2 c3 t9", "c1 t1 t1 c4 t9", "t3 t3 t9"))
