@@ -12,7 +12,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from enum import Enum
+from enum import Enum, Flag
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 __all__ = ["exactness", "get_state", "set_state"]
 
 Envs = VectorEnv[Any, Any, Any]
-_CONSTANT = (gym.Space, EnvSpec, Enum, type, np.dtype)
+_CONSTANT = (gym.Space, EnvSpec, type, np.dtype)
 _ENVIRONMENTS = (gym.Env, VectorEnv)
 _NUMBERS = (type(None), bool, int, float, str, np.generic)
 
@@ -109,6 +109,8 @@ def one_step(envs: Envs, action: Any) -> Any:
 
 def _saved(thing: Any, name: str) -> Any:
     """Plain data of an object: of an environment all its attributes that are no constants."""
+    if isinstance(thing, Enum):  # before the numbers, which some are too
+        return {"member": thing.value if isinstance(thing, Flag) else thing.name}
     if isinstance(thing, _NUMBERS):
         return thing
     if isinstance(thing, np.ndarray) and thing.dtype != object:
@@ -168,6 +170,11 @@ def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -
         generator = thing if isinstance(thing, np.random.Generator) else np.random.default_rng()
         generator.bit_generator.state = state["generator"]
         return generator
+    if isinstance(state, dict) and state.keys() == {"member"}:
+        kind: Any = type(thing)
+        if not isinstance(thing, Enum):
+            raise ValueError(f"a member of an Enum takes the place of another: {name} is {kind.__name__}")
+        return kind(state["member"]) if isinstance(thing, Flag) else kind[state["member"]]
     if isinstance(thing, np.ndarray) and isinstance(state, np.ndarray):
         if thing.shape != state.shape or thing.dtype != state.dtype:
             return state.copy()

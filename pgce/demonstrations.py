@@ -179,9 +179,10 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         # A step in which an environment failed is none of its episode, as a Collector has it.
         failed = np.asarray(info.get("env_restarted", np.zeros(self.num_envs, np.bool_)))
         self._numbers.append(np.where(failed, -1, self._number)[rows])
-        for name, array in zip(_OUTCOME, (reward, terminated, truncated), strict=True):
-            self._kept.setdefault(name, []).append(np.asarray(array)[rows])
-        over = terminated | truncated
+        ends = np.array([terminated, truncated], np.bool_)  # some environments tell them by numbers
+        for name, array in zip(_OUTCOME, (np.asarray(reward), *ends), strict=True):
+            self._kept.setdefault(name, []).append(array[rows])
+        over = ends[0] | ends[1]
         self._ended.append(self._number[over & rows])
         self._begin(over)
         self._left = self._left - (over & ~self._resetting & (self._acted | ~failed))

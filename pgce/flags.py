@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -189,11 +190,14 @@ def _value(word: str) -> Any:
         return word
 
 
-_WORDS = {"true": True, "false": False, "null": None}  # as JSON has them; a word "false" would count as true
+# As JSON has them, since a word "false" would count as true; and as Python writes what it does not read.
+_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
+_WORDS |= {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) and _value(value) == value else repr(value)
+    plain = isinstance(value, str) and _value(value) == value and not value.startswith("-")
+    return value if plain else repr(value)  # what begins with "-" would be a flag
 
 
 def nearest(name: str, known: Iterable[str], what: str) -> str:

@@ -136,11 +136,21 @@ class Rollout:
                 final = self.final_observation
                 last: Input = final
                 if self.state is not None:  # sequences of one step, after the one that led there
-                    before = self.state[1:].flatten(0, 1)[self.final_index].unsqueeze(1)
+                    before = self._remembered(value).flatten(0, 1)[self.final_index].unsqueeze(1)
                     first = torch.zeros_like(self.final_index, dtype=torch.bool).unsqueeze(1)
                     last = {"observation": final.unsqueeze(1), "first": first, "state": before}
                 following.view(-1)[self.final_index] = value(last).flatten()
         return now[:-1], following
+
+    def _remembered(self, network: Any) -> Tensor:
+        """(T, N, S), a network's memory after each step; `state` is that of one that may be older."""
+        assert self.state is not None
+        assert self.first is not None
+        memory, every = self.state[0], []
+        for observation, first in zip(self.observation, self.first[:-1], strict=False):
+            _, memory = network.step(observation, first, memory)
+            every.append(memory)
+        return torch.stack(every)
 
     def batch(self, columns: Mapping[str, Tensor]) -> Batch:
         """The T · N rows as a batch with column "action" and those given, each (T, N, ...).
@@ -323,7 +333,10 @@ class Collector:
                             raise EnvironmentFault(
                                 f'by SAME_STEP info["final_obs"] has the last observations: {envs} gave none'
                             )
-                        last = self._stacked([info["final_obs"][i] for i in which])
+                        last = info["final_obs"]
+                        if isinstance(last, (dict, tuple)):  # a batch, as observations are
+                            last = list(iterate(envs.observation_space, last))
+                        last = self._stacked([last[i] for i in which])
                         finals.append((t * n + which, self._encoded(last, {})))
                     else:
                         finals.append((t * n + which, encoded[which]))

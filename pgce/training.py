@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pgce import dashboards, envs, films, processes
 from pgce.checkpoint import CheckpointError, check_like, load_model
-from pgce.envs.state import exactness
+from pgce.envs.state import exactness, get_state, set_state
 from pgce.envs.vectorize import check_same_spaces
 from pgce.logger import due
 from pgce.metrics import summary
@@ -227,6 +227,7 @@ class _Training:
             "shuffle": self.shuffle.get_state(),
             "random": torch.get_rng_state(),
             "evaluation": self.evaluation.state_dict(),
+            "played": self.evaluation.played() if self.level == "exact" else None,
             "level": self.level,
             "agent": self.current.state_dict(),
             "unsaved": self._unsaved(),
@@ -250,6 +251,8 @@ class _Training:
             warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
             self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
             level = "reseeded"
+        if level == "reseeded":
+            self._forget()
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
         self.recent.extend(map(tuple, state["recent"]))
@@ -259,6 +262,8 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
+        if state.get("played") is not None:
+            self.evaluation.restore(state["played"])
         self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
         self.unsaved, self.level = state.get("unsaved", []), level
         self.run.restored(state["seconds"], state["spent"])
@@ -315,6 +320,7 @@ class _Training:
             self._progress()
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
+                self._forget()
             with self.run.part("collect"):
                 rollout = collector.collect()
             if model.normalize is not None:
@@ -333,6 +339,11 @@ class _Training:
             batch = Batch.joined([self._prepared(each) for each in self.kept])
             self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
+
+    def _forget(self) -> None:
+        """Leave the discounted sums of rewards of episodes that do not go on."""
+        if self.model.reward_scale is not None:
+            self.model.reward_scale.running.zero_()
 
     def _prepared(self, rollout: Rollout) -> Batch:
         """The rollout as the agent makes a batch of it."""
@@ -519,7 +530,7 @@ def _shown(values: Mapping[str, float]) -> str:
 
 _PATIENCE = 5.0  # seconds that an evaluation has after a signal to stop
 
-_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent"
+_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent", "played"
 """Keys of a training's state that differ between processes."""
 
 _GIVEN = {"arrays"}
@@ -603,6 +614,23 @@ class _Evaluation:
         """Go on from there."""
         self.steps, self.number, self.returns = state["steps"], state["number"], state["returns"]
         self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
+
+    def played(self) -> dict[str, Any] | None:
+        """The environments' state, of which some outlives a reset; None where there is none to be had."""
+        if self.returns is None:
+            return None
+        try:
+            return get_state(self._envs)
+        except ValueError:  # they may be others than those that are trained in
+            return None
+
+    def restore(self, played: Mapping[str, Any]) -> None:
+        """Go on in environments that were played in."""
+        try:
+            envs.reset(self._envs, 0)  # they are to be what the others were, then
+            set_state(self._envs, played)
+        except ValueError as error:
+            warnings.warn(f"evaluations begin in new environments: {error}", RuntimeWarning, stacklevel=2)
 
     def result(self) -> dict[str, Any]:
         """The last evaluation; nothing where none was made."""

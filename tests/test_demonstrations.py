@@ -367,6 +367,28 @@ def test_episodes_of_several_lengths_are_whole(mode):
     assert "return" not in demonstrations(arrays, collected).columns
 
 
+class InNumbers(gym.vector.VectorWrapper):
+    """Ends of episodes as 0 and 1."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated.astype(np.uint8), truncated.astype(np.int64), info
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_ends_in_numbers_are_recorded_as_ends(mode):
+    policy = pgce.spaces.Masked(torch.nn.Linear(2, 2), 2, pgce.heads.Categorical())
+    several = []
+    for wrapper in (InNumbers, lambda envs: envs):
+        envs = Recorder(wrapper(SyncVectorEnv([Counting] * 2, autoreset_mode=mode)), 5)
+        assert len(evaluate(envs, policy, 5, seed=0)[0]) == 5
+        several.append(envs.arrays())
+    for name, array in several[1].items():
+        assert several[0][name].dtype == array.dtype
+        if name != "actions":  # which are drawn
+            np.testing.assert_array_equal(several[0][name], array)
+
+
 OUTCOME = {"rewards": np.ones(5), "terminations": np.zeros(5, bool), "truncations": np.zeros(5, bool)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -39,6 +40,9 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
         PPO(
             env_id="Acrobot-v1",
             env_kwargs={"max_episode_steps": 7, "name": "8x8", "level": "3", "on": False, "off": "false"},
+        ),
+        PPO(
+            env_id="Acrobot-v1", env_kwargs={"far": math.inf, "near": -math.inf, "word": "inf", "sign": "-x"}
         ),
         PPO(),
         PPO(env_id="Taxi-v4"),
@@ -321,6 +325,62 @@ def test_environments_that_cannot_be_saved_any_more_are_reset_by_a_resume(tmp_pa
         run = agent.train()
         assert run.result["steps"] > steps - 128
     assert "2. attempt; with new episodes and seeds" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sums_of_rewards_end_with_episodes_that_are_left(tmp_path, monkeypatch):
+    """Groups begin anew every rollout, and environments that could not be saved after a resume."""
+    monkeypatch.setitem(gym.registry, "Late-v0", EnvSpec("Late-v0", entry_point=Late))
+    settings = {**QUICK, "env_id": "Late-v0", "num_envs": 4, "norm_reward": True, "gamma": 1.0}
+    settings |= {"eval_episodes": 2, "runs_dir": str(tmp_path)}
+    run = GRPO(num_steps=3, group=2, total_timesteps=120, **settings).train()
+    assert run.model.reward_scale.statistics.mean.item() == pytest.approx(2), "1, 2 and 3 in every rollout"
+    before, forward = [], RewardScale.forward
+    seen = lambda self, *rows: before.append(self.running.tolist()) or forward(self, *rows)  # noqa: E731
+    monkeypatch.setattr(RewardScale, "forward", seen)
+    for steps in (512, 640):
+        agent = PPO(num_steps=32, run="late", checkpoint_every=0.0, total_timesteps=steps, **settings)
+        agent.allow_change = ("total_timesteps",)
+        rounds = len(before)
+        agent.train()
+    assert any(map(any, before[:rounds]))
+    assert before[rounds] == [0] * 4
+
+
+class Longer(Late):
+    """Has longer episodes the more there have been, whatever seed a reset has."""
+
+    episodes = 0
+
+    def reset(self, **kwargs):
+        self.episodes += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        self.known = None
+        return observation, reward, self.time > self.episodes, False, {}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_evaluations_go_on_in_their_environments(vectorization, tmp_path, monkeypatch):
+    monkeypatch.setitem(gym.registry, "Longer-v0", EnvSpec("Longer-v0", entry_point=Longer))
+    settings = {**QUICK, "env_id": "Longer-v0", "num_envs": 2, "num_steps": 16, "checkpoint_every": 0.0}
+    settings |= {"eval_episodes": 4, "eval_freq": 60, "runs_dir": str(tmp_path)}
+    agent = PPO(total_timesteps=320, vectorization=vectorization, **settings)
+    whole, curve = replace(agent, run="whole"), []
+    whole.train(after=lambda steps, score: curve.append((steps, score)))
+    parts, seen = replace(agent, run="parts"), []
+
+    def killed(steps, score):
+        seen.append((steps, score))
+        if len(seen) == 3:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        parts.train(after=killed)
+    parts.train(after=lambda steps, score: seen.append((steps, score)))
+    assert len(seen) > 4
+    assert dict(seen) == dict(curve)
 
 
 class Parted(Late):

@@ -263,6 +263,25 @@ def test_a_memory_is_that_of_the_episode_alone(mode, kind):
                 memory[n] = None
 
 
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_last_values_are_remembered_by_the_network_that_tells_them(mode):
+    """Not by the one that acted, which may be older: V-trace's, or one that had not normalised yet."""
+    acted, model = with_memory(), with_memory(seed=1)
+    collect = collector(mode, 7, ("t2 c3 t9 t9", "c1 t1 t1 c4 t9"))
+    collect.policy, collect.state_size = Widened(acted.policy), acted.policy.state_size
+    collect.reset(0)
+    rollout = collect.collect()
+    _, next_value = rollout.values(Widened(model.value))
+    final = dict(zip(rollout.final_index.tolist(), rollout.final_observation, strict=True))
+    memory = rollout.state[0].double()
+    for t in range(7):
+        _, memory = model.torso.step(rollout.observation[t].double(), rollout.first[t], memory)
+        for n in range(2):
+            following = final.get(t * 2 + n, rollout.observation[t + 1, n])[None].double()
+            after, _ = model.torso.step(following, torch.tensor([False]), memory[n][None])
+            torch.testing.assert_close(next_value[t, n][None], model.critic(after), rtol=0, atol=1e-12)
+
+
 def test_sequences_are_a_batch_whose_parts_are_whole():
     model = with_memory()
     collect = collector(NEXT_STEP, 7, ("t2 c3 t9", "c1 t1 t1 c4 t9", "t3 t3 t9"))
@@ -342,6 +361,45 @@ def test_masks_are_told_in_any_form_and_not_at_every_step():
     assert told_mask({"action_mask": of_two}).tolist() == [[True, False, False, True, True]]
     cube = np.fromiter([np.arange(8).reshape(2, 2, 2) % 3], np.dtype(object))
     assert told_mask({"action_mask": cube}).tolist() == [[False, True, True] * 2 + [False, True]]
+
+
+class Doubled(Scripted):
+    """What it observes, twice."""
+
+    def __init__(self, script, kind):
+        super().__init__(script)
+        self.kind, one = kind, Scripted.observation_space
+        spaces = gym.spaces.Tuple([one] * 2), gym.spaces.Dict(a=one, b=one)
+        self.observation_space = spaces[0 if kind is tuple else 1]
+
+    def _observation(self):
+        seen = super()._observation()
+        return (seen, -seen) if self.kind is tuple else {"a": seen, "b": -seen}
+
+
+class Batched(SyncVectorEnv):
+    """Tells last observations as it tells all others: a batch."""
+
+    def step(self, actions):
+        *step, info = super().step(actions)
+        if "final_obs" in info:
+            space = self.single_observation_space
+            rows = [seen or space.sample() for seen in info["final_obs"]]
+            empty = gym.vector.utils.create_empty_array(space, self.num_envs)
+            info["final_obs"] = gym.vector.utils.concatenate(space, rows, empty)
+        return *step, info
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_last_observations_may_be_a_batch(kind):
+    rollouts = []
+    for of in (SyncVectorEnv, Batched):
+        fns = [lambda s=s: Doubled(s, kind) for s in ("t2 c3 t9", "c1 t1 t1 c4 t9")]
+        envs = of(fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        generator = torch.Generator().manual_seed(0)
+        rollouts.append(Collector(envs, policy, 7, seed=0, generator=generator).collect())
+    assert len(rollouts[0].final_index) == 6
+    assert torch.equal(rollouts[0].final_observation, rollouts[1].final_observation)
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)

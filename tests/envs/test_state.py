@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum, Flag, IntEnum
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -113,3 +114,55 @@ def test_an_environment_that_cannot_be_had_twice_is_not_exact(where):
             return super().reset(**kwargs)
 
     assert exactness(lambda: GuardedSyncVectorEnv([Single], "Single")) == "reseeded"
+
+
+class Phase(Enum):
+    DAY, NIGHT = (6, 18), (18, 6)
+
+
+class Gear(IntEnum):
+    FIRST, SECOND = 1, 2
+
+
+class Found(Flag):
+    NOTHING, KEY, LAMP = 0, 1, 2
+
+
+class Seasons(gym.Env):
+    """What it is in changes after many episodes only, which no trial sees."""
+
+    observation_space, action_space = Box(-1e6, 1e6, (1,)), Discrete(2)
+
+    def __init__(self):
+        self.episodes, self.phase, self.gears, self.found = 0, Phase.DAY, [Gear.FIRST] * 2, Found.NOTHING
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episodes += 1
+        if self.episodes == 100:
+            self.phase, self.gears[1], self.found = Phase.NIGHT, Gear.SECOND, Found.KEY | Found.LAMP
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        reward = sum(self.gears) + 10 * (self.phase is Phase.NIGHT) + 100 * (Found.LAMP in self.found)
+        return np.zeros(1, np.float32), float(reward), True, False, {}
+
+
+def test_members_of_an_enum_are_saved(tmp_path):
+    def seasons():
+        return GuardedSyncVectorEnv([Seasons] * 2, "Seasons")
+
+    assert exactness(seasons) == "exact"
+    envs, others = seasons(), seasons()
+    envs.reset(seed=1)
+    others.reset(seed=2)
+    for _ in range(200):
+        envs.step([0, 0])
+    save_checkpoint(tmp_path, 1, {"envs": get_state(envs)})
+    set_state(others, load_checkpoint(tmp_path).state["envs"])
+    assert envs.step([0, 0])[1].tolist() == others.step([0, 0])[1].tolist() == [113, 113]
+    assert others.envs[0].gears == [Gear.FIRST, Gear.SECOND]
+    assert isinstance(others.envs[0].gears[1], Gear)
+    others.envs[0].phase = None
+    with pytest.raises(ValueError, match=r"place of another: .*phase is NoneT"):
+        set_state(others, get_state(envs))
