@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -82,8 +83,7 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
         observation_space: gym.Space[Any],
         action_space: Discrete | Box,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"there is at least one environment: num_envs is {num_envs!r}")
+        num_envs = at_least(1, "num_envs", num_envs)
         if max_episode_steps is not None and max_episode_steps != -1 and max_episode_steps < 1:
             raise ValueError(
                 f"max_episode_steps is at least 1, or None or -1 for no limit: it is {max_episode_steps!r}"
@@ -289,6 +289,6 @@ class SingleEnv(gym.Env[Any, Any]):
 
 def at_least(least: int, name: str, value: int) -> int:
     """The value of an argument, refused if it is no whole number, or less."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} is a whole number, at least {least}: it is {value!r}")
-    return value
+    return int(value)

@@ -106,8 +106,7 @@ def make(
         >>> pgce.envs.make("Acrobot-v1", 8, autoreset_mode="SameStep")
         AcrobotVectorEnv(Acrobot-v1, num_envs=8)
     """
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"there is a whole number of environments, at least 1: num_envs is {num_envs!r}")
+    num_envs = at_least(1, "num_envs", num_envs)
     if step_timeout is not None and not step_timeout > 0:
         raise ValueError(f"step_timeout is above 0, in seconds, or None: it is {step_timeout}")
     at_least(0, "env_restarts", env_restarts)

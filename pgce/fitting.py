@@ -320,6 +320,7 @@ class _Fitting:
         done = self.epochs if history.stopped == "patience" else len(history.epochs)
         history.stopped = "patience" if history.stopped == "patience" else "epochs"
         self.since = time.perf_counter()
+        self.stack.go_on()
         train(self.trainer, map(self._epoch, range(done, self.epochs)), stop=self._record, after=self._finish)
         if self.best:
             self.model.load_state_dict(self.best)

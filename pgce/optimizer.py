@@ -154,6 +154,7 @@ class Optimizer:
         self.precision = precision
         self.ema_decay = ema_decay
         self._average = [] if ema_decay is None else [flat.detach().clone() for flat in self._flat]
+        self._trained: list[Tensor] = []  # parameters in whose place the average is
         self._scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.progress = 0.0
         self.steps = 0
@@ -237,8 +238,15 @@ class Optimizer:
             self._load(kept)
 
     def keep_average(self) -> None:
-        """Make the moving average, if there is one, the parameters."""
+        """Make the moving average, if there is one, the parameters, until training goes on."""
+        self._trained = [flat.detach().clone() for flat in self._flat] if self._average else []
         self._load(self._average)
+
+    def go_on(self) -> None:
+        """Take the average back that was kept, unless somebody has changed the parameters since."""
+        if all(map(torch.equal, self._flat, self._average)):
+            self._load(self._trained)
+        self._trained = []
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that updates leave beside the parameters, as nested plain data.

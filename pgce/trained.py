@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pgce import envs
 from pgce.checkpoint import check_like, load_model
 from pgce.demonstrations import Recorder
+from pgce.envs.vector_base import at_least
 from pgce.envs.vectorize import check_same_spaces
 from pgce.exporting import export
 from pgce.optimizer import resolve_device
@@ -179,6 +180,4 @@ class TrainedAgent(Player):
 
 def _at_once(episodes: int) -> int:
     """How many environments play so many episodes."""
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"there is at least one episode: episodes is {episodes!r}")
-    return min(episodes, 16)
+    return min(at_least(1, "episodes", episodes), 16)

@@ -570,8 +570,9 @@ class Trainer:
                 raise ValueError(f"rules write into nothing that they are given: one of the term {name} did")
             used = weight if counts is None else _of_rows(counts, weight, known)
             divisor = divisors[name]
-            if term.divisor is count and cross_entropy.ndim > 1:  # a row has several
-                divisor = divisor * math.prod(cross_entropy.shape[1:])
+            counted = 1 if counts is None else counts.ndim  # axes
+            if term.divisor is count and cross_entropy.ndim > counted:  # a row has several
+                divisor = divisor * math.prod(cross_entropy.shape[counted:])
             loss = objective(cross_entropy, used, divisor, looks=looks)
             loss = loss if term.coefficient == 1 else term.coefficient * loss
             losses.append(loss)

@@ -236,6 +236,21 @@ def test_early_stopping_keeps_the_best_weights():
     assert pgce.evaluate(model, held_out)["loss"] == pytest.approx(min(losses), abs=1e-12)
 
 
+def test_an_average_that_was_kept_is_none_that_training_goes_on_from():
+    inputs, labels = digits()
+    settings = {"batch_size": 2000, "device": "cpu"}
+    together, apart = network(0), network(0)
+    pgce.fit(together, (inputs, labels), epochs=4, ema_decay=0.9, learning_rate=0.01, **settings)
+    stack = pgce.optimizer.Optimizer(apart.parameters(), "adam", learning_rate=0.01, ema_decay=0.9)
+    for _ in range(2):
+        pgce.fit(apart, (inputs, labels), optimizer=stack, epochs=2, **settings)
+    torch.testing.assert_close(parameters(apart), parameters(together), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        changed = apart[0].weight.zero_().clone()
+    pgce.fit(apart, (inputs, labels), optimizer=stack, epochs=1, after=lambda *_: True, **settings)
+    assert (apart[0].weight - changed).abs().max() < 0.1, "from where it was put"
+
+
 def test_early_stopping_by_a_metric_that_is_to_rise():
     inputs, labels = digits()
     model = network(0)

@@ -288,7 +288,7 @@ def test_environments_are_made_with_their_arguments(tmp_path):
     trained = pgce.load(run.path)
     assert trained.env_kwargs == {"max_episode_steps": 7}
     assert trained.evaluate(4).tolist() == [7.0] * 4
-    with pytest.raises(ValueError, match="there is at least one episode: episodes is 0"):
+    with pytest.raises(ValueError, match="episodes is a whole number, at least 1: it is 0"):
         trained.evaluate(0)
     with pytest.raises(ValueError, match=r"the spaces are alike: .* of Acrobot-v1 Discrete"):
         trained.evaluate(4, env_id="Acrobot-v1")

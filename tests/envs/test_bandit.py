@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused_by_both(arguments, message):
 
 
 def test_a_wrong_number_or_mode_is_refused():
-    with pytest.raises(ValueError, match="at least one environment: num_envs is 0"):
+    with pytest.raises(ValueError, match="num_envs is a whole number, at least 1: it is 0"):
         vector(0)
     with pytest.raises(ValueError, match="'sometimes' is not a valid AutoresetMode"):
         vector(2, "sometimes")

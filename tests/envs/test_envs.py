@@ -59,9 +59,9 @@ def test_neighbouring_seeds_share_no_environment():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("CartPole-v1", 0), {}, "num_envs is 0"),
-        (("CartPole-v1", 2.0), {}, "num_envs is 2.0"),
-        (("CartPole-v1", True), {}, "num_envs is True"),
+        (("CartPole-v1", 0), {}, "num_envs is a whole number, at least 1: it is 0"),
+        (("CartPole-v1", 2.0), {}, "at least 1: it is 2.0"),
+        (("CartPole-v1", True), {}, "at least 1: it is True"),
         (("CartPole-v1", 2), {"vectorization": "ray"}, "it is 'ray'"),
         (("CartPol-v1", 2), {}, "Did you mean: `CartPole`"),
         (("os:CartPole-v1", 2), {}, "names a module, whose code would be run"),

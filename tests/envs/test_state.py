@@ -10,8 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
 
 from pgce.checkpoint import load_checkpoint, save_checkpoint
+from pgce.envs import state
 from pgce.envs.guard import GuardedSyncVectorEnv
 from pgce.envs.state import exactness, get_state, set_state
 
@@ -82,6 +84,29 @@ def test_a_trial_leaves_other_environments_as_they_are():
     assert exactness(walks) == "exact"
     assert START.tolist() == [3, 4]
     assert TABLE.ravel().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_the_time_that_episodes_take_is_none_of_their_state(mode):
+    def make():
+        walks = [lambda: gym.wrappers.RecordEpisodeStatistics(gym.wrappers.TimeLimit(Walk(), 3))] * 2
+        return GuardedSyncVectorEnv(walks, "Walk", autoreset_mode=mode)
+
+    assert exactness(make) == "exact"
+
+
+def test_a_trial_of_slow_environments_is_a_short_one(monkeypatch):
+    monkeypatch.setattr(state, "_PATIENCE", 0.0)
+    steps = []
+
+    def make():
+        walks = GuardedSyncVectorEnv([Walk] * 2, "Walk")
+        step = walks.step
+        walks.step = lambda action: steps.append(0) or step(action)
+        return walks
+
+    assert exactness(make) == "exact"
+    assert len(steps) == 3, "one before, and one of each after"
 
 
 class Strict(Walk):

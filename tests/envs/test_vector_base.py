@@ -406,9 +406,9 @@ def test_the_options_given_are_left_as_they_are():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_envs": 0}, "at least one environment: num_envs is 0"),
-        ({"num_envs": 2.0}, r"at least one environment: num_envs is 2\.0"),
-        ({"num_envs": True}, "at least one environment: num_envs is True"),
+        ({"num_envs": 0}, "num_envs is a whole number, at least 1: it is 0"),
+        ({"num_envs": 2.0}, r"num_envs is a whole number, at least 1: it is 2\.0"),
+        ({"num_envs": True}, "num_envs is a whole number, at least 1: it is True"),
         ({"max_episode_steps": 0}, "max_episode_steps is at least 1, or None or -1 for no limit: it is 0"),
         ({"autoreset_mode": "sometimes"}, "'sometimes' is not a valid AutoresetMode"),
     ],
