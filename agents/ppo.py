@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "LunarLander-v3": {**_LANDER, "num_envs": 64, "num_steps": 64, "learning_rate": 3e-3,
                        "num_minibatches": 4},
     "LunarLanderContinuous-v3": {**_LANDER, "num_steps": 1024, "num_minibatches": 256},
-    "HalfCheetah-v5": {**_ROBOT, "num_steps": 64, "learning_rate": 1.5e-3, "num_minibatches": 4},
+    "HalfCheetah-v5": {**_ROBOT, "num_steps": 64, "learning_rate": 1e-3, "num_minibatches": 8},
     **dict.fromkeys(("Hopper-v5", "InvertedDoublePendulum-v5"), _ROBOT),
     "BipedalWalker-v3": _ROBOT,
     "Walker2d-v5": {**_ROBOT, "num_envs": 8, "num_steps": 64, "learning_rate": 5e-5,
