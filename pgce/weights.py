@@ -303,9 +303,12 @@ def symmetric(
     Args:
         cross_entropy: any shape.
         batch: not read.
-        alpha: α, of the cross-entropy.
-        beta: β, of the reverse cross-entropy −A (1 − p).
+        alpha: α >= 0, of the cross-entropy.
+        beta: β >= 0, of the reverse cross-entropy −A (1 − p).
         log_zero: A < 0.
+
+    Raises:
+        ValueError: one of them is out of its range.
 
     Example:
         >>> import torch
@@ -316,11 +319,23 @@ def symmetric(
     References:
         Wang et al. (2019), Symmetric cross entropy for robust learning with noisy labels.
     """
+    if not (alpha >= 0 and beta >= 0 and log_zero < 0):
+        raise ValueError(
+            f"alpha and beta are 0 or more, log_zero is negative: they are {alpha}, {beta} and {log_zero}"
+        )
     return alpha - log_zero * beta * mae(cross_entropy)
 
 
 def poly1(cross_entropy: Tensor, batch: object = None, *, epsilon: float = 1.0) -> Tensor:
     """The rule of Poly-1 −log p + ε(1 − p): w = 1 + ε p.
+
+    Args:
+        cross_entropy: any shape.
+        batch: not read.
+        epsilon: ε >= −1; of less the loss is least at a p below 1.
+
+    Raises:
+        ValueError: ε is less than −1.
 
     Example:
         >>> import torch
@@ -331,6 +346,8 @@ def poly1(cross_entropy: Tensor, batch: object = None, *, epsilon: float = 1.0) 
     References:
         Leng et al. (2022), PolyLoss: a polynomial expansion perspective of classification loss functions.
     """
+    if not epsilon >= -1:
+        raise ValueError(f"epsilon is -1 or more: it is {epsilon}")
     return 1 + epsilon * mae(cross_entropy)
 
 

@@ -579,6 +579,8 @@ MULTILABEL = np.arange(60).reshape(30, 2) % 2
         ({"label_smoothing": 1.5}, (X, Y), "epsilon is 1.5"),
         ({"focal_gamma": -1.0}, (X, Y), "gamma is 0 or more: it is -1.0"),
         ({"gce_q": 2.0}, (X, Y), r"q lies in \[0, 1\]: it is 2.0"),
+        ({"symmetric": (0.1, -1.0)}, (X, Y), "beta are 0 or more, log_zero is negative: they are 0.1, -1.0"),
+        ({"poly1_epsilon": -2.0}, (X, Y), "epsilon is -1 or more: it is -2.0"),
         ({"batch_size": 0}, (X, Y), "batch_size is 0"),
         ({"module": nn.Linear(5, 3)}, (X, Y), "does not take inputs of shape"),
         ({"module": nn.Linear(3, 2)}, (X, Y), r"logits \(B, 3\), one a class"),
