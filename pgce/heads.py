@@ -618,10 +618,10 @@ def _classes_first(logits: Tensor) -> bool:
     classes = logits.shape[-1]
     if not few(classes, logits):
         return False
-    return classes * logits.numel() >= _MANY or (logits.ndim == 2 and not logits.is_contiguous())
+    return logits.numel() >= _MANY or (logits.ndim == 2 and not logits.is_contiguous())
 
 
-_MANY = 12_000  # rows · K², as which one by one grows, that take as long as the way to another axis and back
+_MANY = 1_500  # numbers, which one by one take longer than the way to another axis and back
 
 
 def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:

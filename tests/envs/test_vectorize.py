@@ -110,9 +110,7 @@ def test_an_unknown_mode_is_refused(mode):
 
 @pytest.mark.parametrize("num_envs", [0, -1, 2.0, "2", None, True])
 def test_a_wrong_number_of_environments_is_shown(num_envs):
-    with pytest.raises(
-        ValueError, match=rf"num_envs is a whole number, at least 1: it is {num_envs!r}"
-    ):
+    with pytest.raises(ValueError, match=rf"num_envs is a whole number, at least 1: it is {num_envs!r}"):
         make("CartPole-v1", num_envs)
 
 
