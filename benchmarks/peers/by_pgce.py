@@ -84,7 +84,7 @@ def _gymnasium(env_id: str, number: int) -> Any:
 
 
 def objective(given: Namespace) -> None:
-    """A loss and its gradient, again and again for two seconds, ten times in turn with the same written by hand."""
+    """A loss and its gradient for two seconds, ten times in turn with the same written by hand."""
     import torch
     import torch.nn.functional as F
 
