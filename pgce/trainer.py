@@ -113,7 +113,10 @@ class Batch:
 
     @cached_property
     def total(self) -> float:
-        """How many examples count in the batches of all processes, which all ask."""
+        """How many examples count in the batches of all processes.
+
+        All ask each other at once, where they do not know it: the parts that `shuffled` makes do.
+        """
         return processes.sum_of([float(self.count)])[0]
 
     def with_columns(self, **columns: Tensor) -> Batch:
