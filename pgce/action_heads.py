@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.heads import Categorical, PolicyHead, _log_softmax, _of_ids, _p_and_p_log_p, _same_device, _widened
+from pgce.heads import (
+    Categorical,
+    PolicyHead,
+    _log_softmax,
+    _of_ids,
+    _p_and_p_log_p,
+    _room,
+    _same_device,
+    _widened,
+)
 
 __all__ = ["Beta", "Joint", "MultiCategorical", "SquashedGaussian"]
 
@@ -130,7 +139,7 @@ class MultiCategorical:
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class ids (..., C) drawn from p, int64, by the exponential race (argmax of p_k / E_k)."""
         logits = _widened(logits)
-        race = torch.empty_like(logits).exponential_(generator=generator)
+        race = _room(logits).exponential_(generator=generator)
         return self.mode(logits - race.log_())
 
     def mode(self, logits: Tensor) -> Tensor:
@@ -251,7 +260,7 @@ class SquashedGaussian:
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Actions (..., D) drawn from p, strictly inside the bounds; differentiable in the logits."""
         mean, log_scale = _widened(logits).unbind(-1)
-        u = mean + log_scale.exp() * torch.empty_like(mean).normal_(generator=generator)
+        u = mean + log_scale.exp() * _room(mean).normal_(generator=generator)
         return _action(torch.sigmoid(2 * u), self.low, self.high)
 
     def mode(self, logits: Tensor) -> Tensor:
@@ -360,7 +369,7 @@ class Beta:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Actions (..., D) drawn from p, strictly inside the bounds."""
-        gamma = torch._standard_gamma(1 + F.softplus(_widened(logits)), generator=generator)
+        gamma = torch._standard_gamma((1 + F.softplus(_widened(logits))).contiguous(), generator=generator)
         return _action(gamma[..., 0] / gamma.sum(-1), self.low, self.high)
 
     def mode(self, logits: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Categorical:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class ids (...) drawn from p, int64, by the exponential race (argmax of p_k / E_k)."""
-        race = torch.empty_like(logits).exponential_(generator=generator)
+        race = _room(logits).exponential_(generator=generator)
         return (logits - race.log_()).argmax(-1)
 
     def mode(self, logits: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Bernoulli:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones drawn from p, int64, in the shape of `logits`."""
-        return torch.bernoulli(_widened(logits).sigmoid(), generator=generator).long()
+        return torch.bernoulli(_widened(logits).sigmoid().contiguous(), generator=generator).long()
 
     def mode(self, logits: Tensor) -> Tensor:
         """1 where p > ½, else 0, int64."""
@@ -310,7 +310,7 @@ class Gaussian:
         """μ + σ · ε with ε drawn from N(0, 1), in the shape of the mean."""
         mean, log_scale = self._parameters(logits)
         scale = log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)
-        return mean + scale * torch.empty_like(mean).normal_(generator=generator)
+        return mean + scale * _room(mean).normal_(generator=generator)
 
     def mode(self, logits: Tensor) -> Tensor:
         """The mean."""
@@ -390,7 +390,7 @@ class Laplace:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """μ plus Laplace noise (the difference of two exponential draws), in the shape of `logits`."""
-        first, second = (torch.empty_like(logits).exponential_(generator=generator) for _ in range(2))
+        first, second = (_room(logits).exponential_(generator=generator) for _ in range(2))
         return logits + self.scale * (first - second)
 
     def mode(self, logits: Tensor) -> Tensor:
@@ -446,7 +446,7 @@ class Poisson:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Counts drawn from p, floating, in the shape of `logits`."""
-        return torch.poisson(_widened(logits).exp(), generator=generator)
+        return torch.poisson(_widened(logits).exp().contiguous(), generator=generator)
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most probable count ⌊λ⌋, floating."""
@@ -600,6 +600,11 @@ def noisy(logits: Tensor, noise: Tensor) -> Tensor:
 def _widened(logits: Tensor) -> Tensor:
     """Logits in at least float32: a bfloat16 log-softmax is off by 0.02 nats."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _room(like: Tensor) -> Tensor:
+    """Memory of a tensor's shape to draw into, row by row: what is drawn does not depend on how it lies."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -212,3 +212,14 @@ def test_log_softmax_is_that_of_torch_with_classes_first_or_last(shape, dtype, l
     for value in values:
         (value.where(value.isfinite(), 0) * pull).sum().backward()
     torch.testing.assert_close(own.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    "head", [Categorical(), Bernoulli(), Gaussian(), Gaussian("learned"), Laplace(), Poisson()]
+)
+def test_what_is_drawn_does_not_depend_on_how_logits_lie(head):
+    shape = (64, 3, 2) if head == Gaussian("learned") else (64, 3)
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    other = logits.movedim(0, -1).contiguous().movedim(-1, 0)
+    drawn = [head.sample(each, torch.Generator().manual_seed(2)) for each in (logits, other)]
+    assert torch.equal(*drawn)
