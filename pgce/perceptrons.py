@@ -7,16 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgce.machine import few
-
 __all__ = ["Perceptron", "has_hooks", "linear_tanh"]
 
 
 class Perceptron(nn.Sequential):
     """Layers, in order; on a CPU a linear one and tanh are computed together, by `linear_tanh`.
-
-    What a CPU gives of few columns has them one after the other in memory, as its products and rules for
-    logits are faster (a `view` of all needs `contiguous()` first).
 
     Layers with hooks run one by one, as do all on other devices, under autocast and in a compiler.
 
@@ -40,9 +35,6 @@ class Perceptron(nn.Sequential):
             if plain and n + 1 < len(layers) and _is_pair(x, layer, layers[n + 1]):
                 x = linear_tanh(x, layer.weight, layer.bias)
                 n += 2
-            elif plain and _is_linear(x, layer) and layer.out_features > 1 and few(layer.out_features, x):
-                x = torch.addmm(layer.bias.unsqueeze(1), layer.weight, x.t()).t()
-                n += 1
             else:
                 x = layer(x)
                 n += 1
@@ -109,17 +101,14 @@ def _is_plain(x: Tensor) -> bool:
 
 def _is_pair(x: Tensor, linear: nn.Module, tanh: nn.Module) -> bool:
     """Whether these are a linear layer that reads x and tanh, and nobody looks between them."""
-    return _is_linear(x, linear) and type(tanh) is nn.Tanh and not has_hooks(tanh)
-
-
-def _is_linear(x: Tensor, linear: nn.Module) -> bool:
-    """Whether this is a linear layer that reads x, and nobody looks at it."""
     return (
         type(linear) is nn.Linear
+        and type(tanh) is nn.Tanh
         and linear.bias is not None
         and x.shape[1] == linear.weight.shape[1]
         and x.dtype == linear.weight.dtype
         and not has_hooks(linear)
+        and not has_hooks(tanh)
     )
 
 
