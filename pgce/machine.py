@@ -22,8 +22,7 @@ _REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  #
 def few(columns: int, like: torch.Tensor) -> bool:
     """Whether so many numbers of a tensor's type do not fill a CPU's register.
 
-    Rows of so few are then computed number by number: sooner done with the columns one after the other in
-    memory.
+    Rows of so few are computed number by number: sooner done with the columns one after the other in memory.
 
     Example:
         >>> import torch
