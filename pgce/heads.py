@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.machine import few
-
 __all__ = [
     "Bernoulli",
     "Categorical",
@@ -618,14 +616,14 @@ def _log_softmax(logits: Tensor) -> Tensor:
 def _classes_first(logits: Tensor) -> bool:
     """Whether the log-softmax of logits (..., K) is sooner had along another axis than the last.
 
-    One by one, few classes cost up to five times as much (10 with AVX-512). They may lie so already.
+    A CPU takes classes one by one if they do not fill a register, which costs up to five times as much (10
+    classes with AVX-512).
     """
-    classes = logits.shape[-1]
-    if not few(classes, logits):
-        return False
-    return logits.numel() >= _MANY or (logits.ndim == 2 and not logits.is_contiguous())
+    few = logits.shape[-1] * logits.element_size() < _REGISTER
+    return few and logits.is_cpu and logits.numel() >= _MANY
 
 
+_REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
 _MANY = 1_500  # numbers, which one by one take longer than the way to another axis and back
 
 

@@ -12,25 +12,10 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["fast_products", "few", "keep_memory"]
+__all__ = ["fast_products", "keep_memory"]
 
 _LEAST = 5_000_000  # multiplications of one product, from which on oneDNN's is the faster one
 _BLOCK, _KEPT = 32 * 2**20, 256 * 2**20  # bytes
-_REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
-
-
-def few(columns: int, like: torch.Tensor) -> bool:
-    """Whether so many numbers of a tensor's type do not fill a CPU's register.
-
-    Rows of so few are computed number by number: sooner done with the columns one after the other in memory.
-
-    Example:
-        >>> import torch
-        >>> from pgce.machine import few
-        >>> few(2, torch.zeros(1)), few(16, torch.zeros(1))
-        (True, False)
-    """
-    return like.is_cpu and columns * like.element_size() < _REGISTER
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -179,10 +180,9 @@ class Learner:
     def check(self) -> None:
         """Refuse settings that are not of their type, or out of their range."""
         check_types(vars(self), type(self))
-        if lost := [
-            name for name, value in vars(self).items() if isinstance(value, float) and value != value
-        ]:
-            raise ValueError(f"{lost[0]} is a number: it is nan")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} is a number: it is nan")
         self.at_least_one("threads")
         if self.seed < 0:
             raise ValueError(f"seed is at least 0: it is {self.seed}")

@@ -532,10 +532,12 @@ class Trainer:
         """Of the whole batch, in however many pieces and processes it is."""
         if processes.size() == 1:
             return {name: term.divisor(batch) for name, term in self.terms.items()}
-        told = {name: float(t.divisor(batch)) for name, t in self.terms.items() if t.divisor is not count}
-        together = dict(zip(told, processes.sum_of([*told.values()]), strict=True)) if told else {}
-        counted = max(batch.total, 1.0) if len(told) < len(self.terms) else 1.0
-        return {name: together.get(name, counted) for name in self.terms}
+        return {
+            name: max(batch.total, 1.0)
+            if t.divisor is count
+            else processes.sum_of([float(t.divisor(batch))])[0]
+            for name, t in self.terms.items()
+        }
 
     def _objective(
         self,
