@@ -88,9 +88,9 @@ def _same(number: int, total: int) -> str:
     return f"steps --num-envs {number} --total {total}"
 
 
-def _robot(env_id: str, number: int, total: int) -> Case:
-    train = f"robots --env-id {env_id} --total {total} --vectorization"
-    act = f"random --env-id {env_id} --num-envs {number} --seconds 3 --vectorization"
+def _robot(env_id: str) -> Case:
+    train = f"robots --env-id {env_id} --total 102400 --vectorization"  # 25 rollouts
+    act = f"random --env-id {env_id} --num-envs 64 --seconds 3 --vectorization"
     programs = (
         Program("pgce, 2 processes", "pgce", "pgce", f"{train} sync", ranks=2),
         _by("pgce, sync", "pgce")(f"{train} sync"),
@@ -101,7 +101,7 @@ def _robot(env_id: str, number: int, total: int) -> Case:
         _by("random actions, sync", "pgce")(f"{act} sync"),
         _by("random actions, async", "pgce")(f"{act} async"),
     )
-    return Case(f"{env_id} × {number}, PPO, two cores", ("steps/s",), programs, cores=2)
+    return Case(f"{env_id} × 64, PPO, two cores", ("steps/s",), programs, cores=2)
 
 
 def _environments(env_id: str, number: int) -> Case:
@@ -163,7 +163,7 @@ PARTS: dict[str, tuple[Case, ...]] = {
             (_pgce(_same(512, 300_000)), _rejax(_same(512, 300_000))),
         ),
     ),
-    "robots": (_robot("LunarLander-v3", 64, 40_960), _robot("HalfCheetah-v5", 64, 20_480)),
+    "robots": (_robot("LunarLander-v3"), _robot("HalfCheetah-v5")),
     "envs": tuple(_environments(env_id, number) for number in (64, 512) for env_id in _ENVIRONMENTS),
     "fit": (_fit(32), _fit(4_096)),
     "objective": tuple(
