@@ -7,7 +7,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -235,7 +236,8 @@ def fit(
         logger = log if log is None or isinstance(log, Logger) else log()
     fitting.logger = logger
     if isinstance(checkpoints, (str, Path)):
-        fitting.keep(Checkpoints(Path(checkpoints)).together(), of=_identity(source, batch_size, trainer))
+        of = _identity(source, batch_size, trainer, sampler=sampler, augment=augment)
+        fitting.keep(Checkpoints(Path(checkpoints)).together(), of)
     elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
         fitting.keep(checkpoints(), of={})
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
@@ -649,10 +651,12 @@ def _first(source: Batch | DataLoader[Any], place: torch.device, name: str) -> B
 _NO_BATCH = "a loader has at least one batch, and a stream begins anew whenever it is gone through"
 
 
-def _identity(source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer) -> dict[str, Any]:
+def _identity(
+    source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer, **rules: Any
+) -> dict[str, Any]:
     """What must be as it was, for training to go on from a checkpoint."""
     stack = trainer.optimizer
-    data = {"data": _digest(source)} if isinstance(source, Batch) else {}
+    data = {"data": _digest(source.tensors)} if isinstance(source, Batch) else {}
     named = {name: getattr(stack, name) for name in SETTINGS if name not in ("learning_rate", "max_skips")}
     return {
         **data,
@@ -660,14 +664,31 @@ def _identity(source: Batch | DataLoader[Any], batch_size: int, trainer: Trainer
         "optimizer": stack.name,
         "learning_rate": stack.base_learning_rate,
         **named,
-        "terms": {name: float(term.coefficient) for name, term in trainer.terms.items()},
+        "objective": {name: _told(term) for name, term in trainer.terms.items()},
+        **{name: _told(rule) for name, rule in rules.items()},
     }
 
 
-def _digest(batch: Batch) -> str:
+def _told(rule: Any) -> str:
+    """A rule, a head or a term in words that tell it from others; of others' objects the class alone."""
+    if isinstance(rule, (str, int, float, type(None))):
+        return str(rule)
+    if isinstance(rule, Tensor):
+        return _digest({"": rule})
+    if isinstance(rule, (tuple, list)):
+        return f"[{', '.join(map(_told, rule))}]"
+    settings: dict[Any, Any] = vars(rule) if is_dataclass(rule) else {}
+    name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    if isinstance(rule, partial):
+        name, settings = _told(rule.func), {**dict(enumerate(rule.args)), **rule.keywords}
+    given = ", ".join(f"{key}={_told(value)}" for key, value in settings.items())
+    return f"{name}({given})" if given else name
+
+
+def _digest(tensors: Mapping[Any, Tensor]) -> str:
     """By which data are known again."""
     total = hashlib.blake2b(digest_size=8)
-    for key, value in sorted(batch.tensors.items(), key=str):
+    for key, value in sorted(tensors.items(), key=str):
         total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
