@@ -297,7 +297,7 @@ class Collector:
         rows = observation.unbind(0)
         memory = observation.numpy() if self.device.type == "cpu" else None  # to write them without torch
         states = [self._state]
-        reward = np.empty((steps, n), np.float32)
+        reward = np.empty((steps, n))  # which returns are the sums of
         terminated, truncated = np.empty((2, steps, n), np.bool_)
         lost = np.zeros((steps, n), np.bool_)  # an environment failed
         done = np.empty((steps, n), np.bool_)
@@ -358,14 +358,16 @@ class Collector:
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in finals)])
         none = np.zeros((0, *self._observation.shape[1:]), np.float32)
         final = np.concatenate([none, *(o for _, o in finals)])
-        self._check_finite(observation[1:], reward, final)
+        with np.errstate(over="ignore"):
+            learned = reward.astype(np.float32)
+        self._check_finite(observation[1:], learned, final)
         episode_return, episode_length, episode_env = self._episodes(reward, done, valid)
         return Rollout(
             observation=observation,
             action=action,
             logits=logits,
             head=self._actions.head,
-            reward=self._place(reward),
+            reward=self._place(learned),
             terminated=self._place(terminated),
             truncated=self._place(truncated),
             valid=self._place(valid),
@@ -533,7 +535,7 @@ class Collector:
             )
 
     def _episodes(
-        self, reward: NDArray[np.float32], done: NDArray[np.bool_], valid: NDArray[np.bool_]
+        self, reward: NDArray[np.float64], done: NDArray[np.bool_], valid: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Return, length and environment of the episodes that ended; the unfinished ones are carried on."""
         steps, n = done.shape

@@ -146,6 +146,16 @@ def test_evaluation_gives_every_environment_its_share():
     assert sorted(returns.tolist())[:3] == [1.0, 11.0, 21.0]
 
 
+def test_returns_are_of_the_rewards_as_they_were_paid():
+    class Tenths(Scripted):
+        def step(self, action):
+            observation, _, *ends = super().step(action)
+            return observation, 0.1, *ends
+
+    returns, _ = evaluate(SyncVectorEnv([lambda: Tenths("t9 " * 9)]), policy, 1, seed=0)
+    assert returns[0] == pytest.approx(0.9, rel=1e-12), "in float32 0.90000001"
+
+
 def test_an_evaluation_that_waits_for_an_end_says_so(monkeypatch):
     monkeypatch.setattr("pgce.rollout._LONG", 20)
     envs = SyncVectorEnv([lambda: Scripted("t1 " * 99), lambda: Scripted("c60 " * 9)])
