@@ -129,7 +129,7 @@ class BC(Minibatched):
 
         if not self.expert:
             return model.policy
-        return TrainedAgent(self.expert, allow_import=self.allow_import).model.policy
+        return TrainedAgent(self.expert, allow_import=self.allow_import).policy_for(self)
 
     def batches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
         """Minibatches of the rollout, epoch after epoch; or of one epoch of the data."""

@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from torch import nn
 
 from pgce import envs
 from pgce.checkpoint import check_like, load_model
@@ -113,6 +114,22 @@ class TrainedAgent(Player):
         with closing(envs.make(env_id or self.env_id, _at_once(episodes), **self._options)) as many:
             check_same_spaces(self._collector.envs, many)
             return self._play(many, episodes, seed, greedy)
+
+    def policy_for(self, learner: Agent) -> nn.Module:
+        """Its policy, to act in another agent's environments.
+
+        Raises:
+            ValueError: they have other spaces, or that agent's actions another distribution.
+        """
+        space, its = self._collector.envs.single_action_space, self._settings.continuous
+        with closing(envs.make(learner.env_id, 1, **learner.env_options)) as many:
+            check_same_spaces(self._collector.envs, many)
+        if actions(space, its).head != actions(space, learner.continuous).head:
+            raise ValueError(
+                f"an expert's actions are of its own distribution, {its}: {learner.continuous} is asked for"
+            )
+        policy: nn.Module = self.model.policy
+        return policy
 
     def record(
         self, path: str | Path, episodes: int = 100, *, seed: int = 0, greedy: bool = True

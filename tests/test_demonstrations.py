@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -287,6 +288,17 @@ def test_bad_files_and_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size is at least 1: it is 0"):
         BC(data="b", batch_size=0, **where).train("CartPole-v1")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_expert_s_logits_are_read_as_they_are(tmp_path):
+    settings = {"num_envs": 2, "num_steps": 16, "eval_episodes": 2, "runs_dir": str(tmp_path), **QUICK}
+    expert = PPO(continuous="beta", **settings).train("Pendulum-v1", 32)
+    clone = BC(expert=str(expert.path), **settings)
+    with pytest.raises(ValueError, match="own distribution, beta: gaussian is asked for"):
+        clone.train("Pendulum-v1", 32)
+    with pytest.raises(ValueError, match="the spaces are alike: action_space of Pendulum-v1"):
+        clone.train("CartPole-v1", 32)
+    assert replace(clone, continuous="beta").train("Pendulum-v1", 32).result["steps"] == 32
 
 
 def test_a_run_records_what_it_does(tmp_path):
