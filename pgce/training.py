@@ -459,14 +459,15 @@ class _Training:
                 with run.part("log"):
                     dashboards.batch(run.logger, self.steps, first, self.head)
                 evaluation.film(run, self.steps)
-            if evaluation.solved(run, self.steps):
-                self.stopped = "threshold"
-            elif (
+            solved = evaluation.solved(run, self.steps)
+            if (
                 self.evaluated is not None
                 and evaluation.steps == self.steps  # else it was cut short
                 and self.evaluated(self.steps, evaluation.result()["eval_mean"])
             ):
                 self.stopped = "after"
+            if solved:
+                self.stopped = "threshold"
 
     def _hint(self) -> None:
         """Tell what hardly lets it learn, if something does."""

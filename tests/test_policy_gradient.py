@@ -383,6 +383,17 @@ def test_evaluations_go_on_in_their_environments(vectorization, tmp_path, monkey
     assert dict(seen) == dict(curve)
 
 
+def test_after_sees_every_evaluation(tmp_path, monkeypatch):
+    entry = gym.spec("CartPole-v1").entry_point
+    monkeypatch.setitem(gym.registry, "Easy-v0", EnvSpec("Easy-v0", entry, reward_threshold=1.0))
+    seen = []
+    settings = {"num_envs": 2, "num_steps": 16, "eval_episodes": 2, "eval_freq": 16, **QUICK}
+    agent = PPO(runs_dir=str(tmp_path), **settings)
+    run = agent.train("Easy-v0", 640, after=lambda steps, score: seen.append((steps, score)))
+    assert run.result["stopped"] == "threshold"
+    assert seen == [(run.result["steps"], run.result["eval_mean"])]
+
+
 class Parted(Late):
     """Has two arrays in one memory, but not for long."""
 
