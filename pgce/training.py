@@ -238,8 +238,6 @@ class _Training:
         """Go on from what `state_dict` told."""
         check_like("model", state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
-        if self.model.reward_scale is not None:
-            self.model.reward_scale.running.copy_(state["scale"])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         if self.agent.lag > 1:
             self.acting.load_state_dict(state["acting"])
@@ -253,6 +251,8 @@ class _Training:
             level = "reseeded"
         if level == "reseeded":
             self._forget()
+        elif self.model.reward_scale is not None:
+            self.model.reward_scale.running.copy_(state["scale"])
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
         self.recent.extend(map(tuple, state["recent"]))

@@ -394,6 +394,15 @@ def test_after_sees_every_evaluation(tmp_path, monkeypatch):
     assert seen == [(run.result["steps"], run.result["eval_mean"])]
 
 
+def test_a_run_goes_on_in_another_number_of_environments(tmp_path):
+    settings = {"run": "wider", "norm_reward": True, "num_steps": 16, "runs_dir": str(tmp_path), **QUICK}
+    agent = PPO(num_envs=2, eval_episodes=2, **settings)
+    agent.train("CartPole-v1", 64)
+    wider = replace(agent, num_envs=4, allow_change=("num_envs", "total_timesteps"))
+    with pytest.warns(RuntimeWarning, match="new episodes begin in the environments"):
+        assert wider.train("CartPole-v1", 256).result["steps"] > 192
+
+
 class Parted(Late):
     """Has two arrays in one memory, but not for long."""
 
