@@ -88,7 +88,7 @@ class PPO(Minibatched, ActorCriticAgent):
     clip_vloss: bool = False
     """Keep the value within ε of what it was."""
     target_kl: float | None = None
-    """End the passes over a rollout when the policy has moved this far, in nats."""
+    """End the passes over a rollout when the policy has moved more than 1.5 times this far, in nats."""
 
     PRESETS = PRESETS
 
