@@ -72,7 +72,8 @@ def begin_from(folder: Path, model: nn.Module) -> None:
     """Give a model the weights of a run, as far as both have them: a policy without a critic, say.
 
     Raises:
-        CheckpointError: a weight that both have is of another shape, or they have none in common.
+        CheckpointError: a weight that both have is of another shape, they have none in common, or one of
+            the policy or its normaliser is missing in one of them.
         FileNotFoundError: the folder has no weights.
     """
     given, own = load_model(folder), model.state_dict()
@@ -80,7 +81,16 @@ def begin_from(folder: Path, model: nn.Module) -> None:
     if not shared:
         raise CheckpointError(f"{folder} has other networks: {', '.join(given)} are not {', '.join(own)}")
     check_like(f"{folder} as a start", shared, {name: own[name] for name in shared})
+    if apart := sorted(name for name in given.keys() ^ own.keys() if name.startswith(_POLICY)):
+        raise CheckpointError(
+            f"a policy begins with all weights of another, and its normaliser (norm_obs): {apart[0]} is only "
+            f"in {folder if apart[0] in given else 'the new one'}"
+        )
     model.load_state_dict(shared, strict=False)
+
+
+_POLICY = "actor.", "torso.networks.0.", "normalize."
+"""How the names of what a policy is made of begin."""
 
 
 class _Training:

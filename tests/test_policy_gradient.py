@@ -394,6 +394,18 @@ def test_after_sees_every_evaluation(tmp_path, monkeypatch):
     assert seen == [(run.result["steps"], run.result["eval_mean"])]
 
 
+def test_a_start_has_all_of_a_policy(tmp_path):
+    where = {"num_envs": 2, "num_steps": 16, "eval_episodes": 2, "runs_dir": str(tmp_path), **QUICK}
+    start = PPO(norm_obs=True, **where).train("CartPole-v1", 32).path
+    with pytest.raises(ValueError, match=r"normalize\.count is only in .*ppo"):
+        PPO(init=str(start), **where).train("CartPole-v1", 32)
+    deep = PPO(init=str(start), norm_obs=True, hidden_sizes=(64, 64, 64), **where)
+    with pytest.raises(ValueError, match=r"actor\.0\.4\.bias is only in the new one"):
+        deep.train("CartPole-v1", 32)
+    alone = Reinforce(init=str(start), norm_obs=True, **where)
+    assert alone.train("CartPole-v1", 32).result["steps"] > 0
+
+
 def test_a_run_goes_on_in_another_number_of_environments(tmp_path):
     settings = {"run": "wider", "norm_reward": True, "num_steps": 16, "runs_dir": str(tmp_path), **QUICK}
     agent = PPO(num_envs=2, eval_episodes=2, **settings)
