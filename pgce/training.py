@@ -30,6 +30,7 @@ from pgce.metrics import summary
 from pgce.networks import evaluating
 from pgce.optimizer import resolve_device
 from pgce.policy_gradient import After, Agent, Envs
+from pgce.records import read_json
 from pgce.rollout import Collector, Player, Rollout, evaluate
 from pgce.run import Also, Run
 from pgce.spaces import actions
@@ -125,6 +126,7 @@ class _Training:
         torch.manual_seed(network_seed)
         self.model = self.current.build_model(train_envs).to(device)
         if agent.init is not None:
+            self._check_start(Path(agent.init))
             begin_from(Path(agent.init), self.model)
         self.acting = self.current.acting(self.model).to(device)
         self.collector = Collector(
@@ -163,6 +165,16 @@ class _Training:
                 self.load_state_dict(self.run.checkpoints.found.state)
             self._say(device)
             vars(self).pop("level", None)  # that of the checkpoint: what can be saved now is tried anew
+
+    def _check_start(self, folder: Path) -> None:
+        """Refuse weights that mean something else here, which no shape tells."""
+        config = read_json(folder / "config.json", {})
+        for name in ("activation", "continuous"):
+            own = getattr(self.agent, name)
+            if (its := config.get(name, own)) != own:
+                raise ValueError(
+                    f"a policy begins as another of the same {name}: {its} in {folder}, here {own}"
+                )
 
     def _say(self, device: torch.device) -> None:
         """Tell what will be done."""

@@ -402,6 +402,9 @@ def test_a_start_has_all_of_a_policy(tmp_path):
     deep = PPO(init=str(start), norm_obs=True, hidden_sizes=(64, 64, 64), **where)
     with pytest.raises(ValueError, match=r"actor\.0\.4\.bias is only in the new one"):
         deep.train("CartPole-v1", 32)
+    for name, other in (("activation", "relu"), ("continuous", "tanh")):
+        with pytest.raises(ValueError, match=f"of the same {name}: .*, here {other}"):
+            PPO(init=str(start), norm_obs=True, **{name: other}, **where).train("CartPole-v1", 32)
     alone = Reinforce(init=str(start), norm_obs=True, **where)
     assert alone.train("CartPole-v1", 32).result["steps"] > 0
 
