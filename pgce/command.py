@@ -174,6 +174,7 @@ def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> N
         raise ValueError(without[0])
     for each in without:
         print(f"left out: {each}", file=sys.stderr)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(learning_curves(panels)).save(out)
     print(f"{sum(map(len, panels.values()))} curves of {len(chosen) - len(without)} runs: {out}")
 

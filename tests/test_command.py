@@ -146,7 +146,7 @@ def test_states_of_a_run(tmp_path, monkeypatch):
 
 def test_plots(folder, tmp_path, capsys):
     agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
-    out = tmp_path / "curves.png"
+    out = tmp_path / "pictures" / "curves.png"
     beside = tmp_path / "README.md"  # which runs/* names too
     beside.touch()
     assert "2 curves of 6 runs" in said(capsys, "plot", beside, *agents, "--out", out)
