@@ -279,7 +279,8 @@ class _Training:
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
         self.recent.extend(map(tuple, state["recent"]))
         self.steps, self.round = state["steps"], state["round"]
-        self.stopped = state["stopped"] if state["stopped"] in ("budget", "threshold", "after") else "budget"
+        ends = {"after", "threshold"} if self.agent.stop_at_threshold else {"after"}
+        self.stopped = state["stopped"] if state["stopped"] in ends else "budget"
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])

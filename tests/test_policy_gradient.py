@@ -388,10 +388,13 @@ def test_after_sees_every_evaluation(tmp_path, monkeypatch):
     monkeypatch.setitem(gym.registry, "Easy-v0", EnvSpec("Easy-v0", entry, reward_threshold=1.0))
     seen = []
     settings = {"num_envs": 2, "num_steps": 16, "eval_episodes": 2, "eval_freq": 16, **QUICK}
-    agent = PPO(runs_dir=str(tmp_path), **settings)
+    agent = PPO(runs_dir=str(tmp_path), run="easy", **settings)
     run = agent.train("Easy-v0", 640, after=lambda steps, score: seen.append((steps, score)))
     assert run.result["stopped"] == "threshold"
     assert seen == [(run.result["steps"], run.result["eval_mean"])]
+    assert agent.train("Easy-v0", 640).result["steps"] == run.result["steps"]
+    longer = replace(agent, stop_at_threshold=False, allow_change=("stop_at_threshold",))
+    assert longer.train("Easy-v0", 640).result["steps"] > run.result["steps"]
 
 
 def test_a_start_has_all_of_a_policy(tmp_path):
