@@ -373,8 +373,8 @@ def _agent(run: str, allow_import: bool) -> Any:
 
 
 def _some(runs: Sequence[str]) -> Sequence[str]:
-    """The folders among those named: runs/* names the files beside them too."""
-    folders = [run for run in runs if not Path(run).is_file()]
+    """The folders among those named, each once: runs/* names the files beside them too."""
+    folders = [*{Path(run).resolve(): run for run in runs if not Path(run).is_file()}.values()]
     if not folders:
         raise ValueError("at least one run is given, as its folder: there is none (pgce runs lists them)")
     return folders

@@ -176,9 +176,11 @@ def test_curves_are_those_of_tensorboard(folder):
 
 def test_compares(folder, capsys):
     agents = [folder / f"{name}-{seed}" for name in ("ppo", "reinforce") for seed in (1, 2, 3)]
-    words = ["compare", pgce.__file__, *agents, "--json"]  # a file beside them, as runs/* names too
+    again = os.path.relpath(agents[0])  # counts once
+    words = ["compare", pgce.__file__, *agents, again, "--json"]  # a file beside them, as runs/* names too
     rows = [json.loads(line) for line in said(capsys, *words).splitlines()]
     assert [row["learner"] for row in rows] == ["ppo", "reinforce"]
+    assert [row["runs"] for row in rows] == [3, 3]
     scores = [
         [Record.read(folder / f"{name}-{seed}").score[1] for seed in (1, 2, 3)]
         for name in ("ppo", "reinforce")
