@@ -478,13 +478,14 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
             self._check_module(inputs)
-        share = torch.ones(len(inputs)) if sample_weight is None else torch.as_tensor(sample_weight)
+        ones = torch.ones(len(inputs), dtype=inputs.dtype)
+        share = ones if sample_weight is None else torch.as_tensor(sample_weight)
         counts = _positive(share)
         data = {"input": inputs, "target": target}
         if self.teacher is not None:
             data["teacher"] = self._teaching(given, inputs)
         data = {name: column[counts] for name, column in data.items()}
-        inputs, target, share = data["input"], data["target"], share[counts].to(inputs.dtype)
+        inputs, target, share = data["input"], data["target"], share[counts]
         if target.ndim == 2:
             target = target.to(inputs.dtype)
         if validation is not None:
@@ -501,6 +502,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             if class_weight is not None:
                 total = share * weights.per_class(share, {"target": likely}, class_weight=class_weight)
                 class_weight = class_weight / total.mean()
+        share = share.to(inputs.dtype)
         data |= {"target": target, "sample_weight": share}
         drawn = self.sampler == "weighted"  # by sample_weight, which then weighs nothing
         weighs = sample_weight is not None and not drawn
@@ -929,7 +931,7 @@ def _positive(share: Tensor) -> Tensor | slice:
 def _numbers(target: Tensor, share: Tensor, classes: int) -> Tensor:
     """How many examples each class has, by weight, (K,)."""
     if target.ndim == 2:
-        return share @ target
+        return share @ target.to(share)
     return torch.bincount(target, share, minlength=classes).to(share.dtype)
 
 

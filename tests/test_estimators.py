@@ -136,6 +136,17 @@ def test_composition_equals_a_numpy_reference(block):
             np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
+def test_only_the_ratios_of_weights_count():
+    """Also of those that are beyond the network's precision."""
+    rng = np.random.default_rng(0)
+    X, label, s = rng.normal(size=(40, 3)).astype(np.float32), np.arange(40) % 4, rng.uniform(0.1, 2, 40)
+    for class_weight in (None, "balanced"):
+        estimator = Classifier(class_weight=class_weight, epochs=1, random_state=0)
+        one, *others = (estimator.fit(X, label, unit * s).history_["loss"] for unit in (1.0, 1e-60, 1e60))
+        for loss in others:
+            assert loss == pytest.approx(one)
+
+
 def test_class_weights_are_of_what_a_label_stands_for():
     """Sure to c: as the rows that say so. Noisy labels: in expectation the loss of the clean ones."""
     X, label, s = RNG.normal(size=(40, 3)), np.arange(40) % 4, RNG.uniform(0.1, 2, 40)
