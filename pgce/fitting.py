@@ -424,7 +424,7 @@ class _Fitting:
             "seconds": self.seconds,
             "loss": loss,
             **({"accuracy": accuracy.item() / targets if targets else math.nan} if self.classifies else {}),
-            "learning_rate": self.stack.learning_rate,
+            "learning_rate": self.stack.last_rate,
             "grad_norm": self.stack.grad_norm,
             "skipped": float(self.stack.skipped),
         }

@@ -72,7 +72,7 @@ TAGS = {
     "train/explained_variance": "1 − Var(return − value)/Var(return): 1 is perfect",
     "train/approx_kl": "mean ρ − 1 − log ρ of the last step, in nats; ρ the ratio to the policy that acted",
     "train/clip_fraction": "share of the last step's actions whose weight the clip set to 0",
-    "train/learning_rate": "step size of the next update",
+    "train/learning_rate": "step size of the last update",
     "train/skipped": "updates left out so far, since the gradient was not finite",
     "train/grad_norm": "Euclidean norm of the gradient before clipping",
     "time/fps": "environment steps, or examples, a second of training time",

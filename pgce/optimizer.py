@@ -214,8 +214,16 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Step size of the next update: the base rate times schedule and warm-up."""
+        return self._rate_of(self.steps + 1)
+
+    @property
+    def last_rate(self) -> float:
+        """Step size of the last update, until `progress` is set anew; of the first, before it."""
+        return self._rate_of(max(self.steps, 1))
+
+    def _rate_of(self, step: int) -> float:
         rate = self.base_learning_rate * schedule_factor(self.schedule, self.progress)
-        return rate * min(1.0, (self.steps + 1) / max(self.warmup_steps, 1))
+        return rate * min(1.0, step / max(self.warmup_steps, 1))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model runs: its matrix products are of the stack's precision."""

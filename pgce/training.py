@@ -517,7 +517,7 @@ class _Training:
         values = {
             **summary(reports, self.trainer.terms),
             **{f"train/own/{name}": float(value) for name, value in self.current.metrics(reports).items()},
-            "train/learning_rate": optimizer.learning_rate,
+            "train/learning_rate": optimizer.last_rate,
             "train/grad_norm": optimizer.grad_norm,
             "train/skipped": optimizer.skipped,
             "time/fps": self.steps / run.seconds,

@@ -100,6 +100,8 @@ def test_the_schedule_runs_to_its_end():
     assert rates == sorted(rates, reverse=True)
     assert rates[1] == pytest.approx(0.5, abs=0.03)
     assert 0 < rates[-1] < 0.03
+    whole = {"epochs": 3, "batch_size": 2000, "warmup_steps": 4, "learning_rate": 1.0, "device": "cpu"}
+    assert pgce.fit(network(0), digits(), **whole)["learning_rate"] == [0.25, 0.5, 0.75]
 
 
 def test_sample_weight_zero_leaves_an_example_out():

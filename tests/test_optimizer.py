@@ -196,14 +196,16 @@ def test_schedule(schedule, halfway):
 def test_the_schedule_reaches_the_update():
     model = nn.Linear(1, 1, bias=False)
     optimizer = Optimizer(model.parameters(), "sgd", learning_rate=1.0, schedule="linear", warmup_steps=4)
-    moved = []
+    moved, told = [], []
     for progress in (0.0, 0.0, 0.0, 0.0, 0.5):
         before = model.weight.item()
         optimizer.progress = progress
         model(torch.ones(1, 1)).sum().backward()
         optimizer.step()
         moved.append(before - model.weight.item())
+        told.append(optimizer.last_rate)
     assert moved == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.5], abs=1e-6)
+    assert told == [0.25, 0.5, 0.75, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
