@@ -152,6 +152,7 @@ class Categorical:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class ids (...) drawn from p, int64, by the exponential race (argmax of p_k / E_k)."""
+        logits = _widened(logits)
         race = _room(logits).exponential_(generator=generator)
         return (logits - race.log_()).argmax(-1)
 
@@ -306,7 +307,7 @@ class Gaussian:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """μ + σ · ε with ε drawn from N(0, 1), in the shape of the mean."""
-        mean, log_scale = self._parameters(logits)
+        mean, log_scale = self._parameters(_widened(logits))
         scale = log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)
         return mean + scale * _room(mean).normal_(generator=generator)
 
@@ -388,6 +389,7 @@ class Laplace:
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """μ plus Laplace noise (the difference of two exponential draws), in the shape of `logits`."""
+        logits = _widened(logits)
         first, second = (_room(logits).exponential_(generator=generator) for _ in range(2))
         return logits + self.scale * (first - second)
 

@@ -147,6 +147,16 @@ def test_samples_follow_p():
     assert abs(counts.mean() - math.exp(1.2)) < 5 * math.sqrt(math.exp(1.2) / n)
 
 
+@pytest.mark.parametrize(
+    "head", [Categorical(), Bernoulli(), Gaussian(0.1), Gaussian("learned"), Laplace(0.1)]
+)
+def test_half_precision_is_drawn_from_in_float32(head):
+    logits = torch.tensor([100.0, -2.0], dtype=torch.bfloat16).expand(1000, 2)
+    narrow, wide = (head.sample(z, torch.Generator().manual_seed(0)) for z in (logits, logits.float()))
+    assert narrow.dtype == wide.dtype
+    assert torch.equal(narrow, wide)
+
+
 def test_the_generator_decides_the_draw(case):
     head, logits = case
     one, again, other = (head.sample(logits.detach(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
