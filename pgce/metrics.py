@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -134,7 +135,10 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
     losses = {f"train/{name}_loss": each.loss.item() for name, each in reports.items() if name != "policy"}
     values |= losses
     if "value" in reports:
-        values["train/explained_variance"] = explained_variance(reports["value"])
+        value = reports["value"]
+        if callable(terms["value"].target) and "return" in value.batch.columns:  # what a rule made of it
+            value = replace(value, target=value.batch["return"])
+        values["train/explained_variance"] = explained_variance(value)
     return values
 
 

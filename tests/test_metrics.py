@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from pgce.heads import Categorical
+from pgce.agents import PPO
+from pgce.heads import Categorical, Gaussian
 from pgce.logger import TAGS
 from pgce.metrics import (
     LOWER_IS_BETTER,
@@ -22,8 +24,9 @@ from pgce.metrics import (
     interquartile_mean,
     multilabel,
     regression,
+    summary,
 )
-from pgce.trainer import Batch, Report
+from pgce.trainer import Batch, Report, Term
 
 
 def report(logits, target, cross_entropy=None, weight=None):
@@ -57,6 +60,15 @@ def test_entropy_and_explained_variance():
     assert explained_variance(report(torch.zeros(3), value)) == 0
     assert explained_variance(report(value + 5, value)) == 1, "a constant error varies nothing"
     assert math.isnan(explained_variance(report(value, torch.ones(3))))
+
+
+def test_explained_variance_is_of_returns_where_values_are_clipped():
+    agent, value = PPO(clip_vloss=True), torch.tensor([1.0, 2.0, 3.0])
+    batch = Batch(value, {"value": torch.zeros(3), "return": torch.tensor([3.0, -1.0, 2.0])})
+    seen = {"value": replace(report(value, agent.value_target(value, batch)), batch=batch)}
+    terms = {"value": Term(Gaussian(), agent.value_target)}
+    expected = explained_variance(report(value, batch["return"]))
+    assert summary(seen, terms)["train/explained_variance"] == expected < 0
 
 
 def problem(classes, size=300):
