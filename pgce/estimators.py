@@ -511,13 +511,18 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             mix = partial(targets.mixup, alpha=self.mixup)
         elif self.cutmix:
             mix = partial(targets.cutmix, alpha=self.cutmix)
-        if mix is not None and not self.multilabel_:
+        if mix is not None:
             # A row that is multiplied by its example's weight mixes the weights as well.
             rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
+            if self.multilabel_:  # a row for each label, of what speaks for 1 and for 0
+                positive = torch.as_tensor(1.0 if self.pos_weight is None else self.pos_weight).to(rows)
+                rows = torch.stack((positive * rows, 1 - rows), -1)
+            elif class_weight is None:
+                class_weight = share.new_ones(len(self.classes_))
             if weighs:
-                rows, data["sample_weight"] = rows * share.unsqueeze(1), torch.ones_like(share)
+                rows = rows * share.view(-1, *[1] * (rows.ndim - 1))
+                data["sample_weight"] = torch.ones_like(share)
             data["target"] = rows
-            class_weight = share.new_ones(len(self.classes_)) if class_weight is None else class_weight
         rule = self._weight_rule(class_weight, weighs=weighs)
         terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
         if self.teacher is not None:
@@ -633,6 +638,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         def rule(logits: Tensor, batch: Batch) -> Tensor:
             y, classes = batch["target"], logits.shape[-1]
             if self.multilabel_:
+                y = y[..., 0] / y.sum(-1) if self._mixes else y
                 half = torch.full_like(logits, 0.5)
                 return torch.lerp(y.to(logits.dtype), half, self.label_smoothing)
             if self.redraw:
@@ -662,8 +668,14 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             or self.confidence is not None
             or (self.noise is not None and self.correction == "backward")
             or class_weight is not None  # reweighted, where the target is a row
+            or self._mixes
         )
         return rule if changes else "target"
+
+    @property
+    def _mixes(self) -> bool:
+        """Whether inputs and targets are mixed."""
+        return bool(self.mixup or self.cutmix)
 
     def _weight_rule(self, class_weight: Tensor | None, *, weighs: bool, of_loss: bool = True) -> Rule:
         """The product of all rules for w."""
@@ -685,7 +697,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 rules.append(
                     partial(weights.asymmetric, gamma_positive=plus, gamma_negative=minus, clip=clip)
                 )
-            if self.pos_weight is not None:
+            if self.multilabel_ and self._mixes:
+                rules.append(_speaks)
+            elif self.pos_weight is not None:
                 rules.append(partial(weights.positive, pos_weight=torch.as_tensor(self.pos_weight)))
             if self.weight is not None:
                 rules.append(self.weight)
@@ -926,6 +940,11 @@ def _positive(share: Tensor) -> Tensor | slice:
     if not bool(counts.any()):
         raise ValueError("an example with a positive weight is needed: every sample_weight is 0")
     return slice(None) if bool(counts.all()) else counts
+
+
+def _speaks(cross_entropy: Tensor, batch: Batch) -> Tensor:
+    """The rule w = all that speaks for 1 and for 0, of labels (B, L, 2) that are mixed with their weights."""
+    return batch["target"].sum(-1)
 
 
 def _numbers(target: Tensor, share: Tensor, classes: int) -> Tensor:

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as H
 
 import pgce
 from pgce import Classifier, Regressor
@@ -203,6 +204,31 @@ def test_mixup_mixes_weights_as_well():
     rows = mixed["target"].numpy()
     np.testing.assert_allclose(rows.sum(), 30)
     assert loss == pytest.approx(-(rows * v * scale * log_p).sum() / 30, rel=1e-9)
+
+
+@pytest.mark.parametrize("pos_weight", [None, (1.0, 4.0, 0.5)])
+def test_mixup_of_several_labels_mixes_weights_as_well(pos_weight):
+    """λ w_a H(a) + (1 − λ) w_b H(b) for every pair and label."""
+    rng = np.random.default_rng(0)
+    X, Y, s = rng.normal(size=(30, 3)), rng.integers(0, 2, (30, 3)), rng.uniform(0.1, 2, 30)
+    module, seen = linear(3, 3), []
+
+    def keep(inputs, target, generator, alpha):
+        own = [X[:, 0].tolist().index(x) for x in inputs[:, 0]]
+        seen[:] = own, own[::-1]
+        return tuple(0.3 * each + 0.7 * each.flip(0) for each in (inputs, target))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pgce.targets, "mixup", keep)
+        estimator = Classifier(mixup=1.0, pos_weight=pos_weight, label_smoothing=0.1, random_state=0)
+        loss, _ = step(estimator, module, X, Y, s)
+    c = np.where(Y == 1, 1.0 if pos_weight is None else pos_weight, 1.0) * (s / s.mean())[:, None]
+    X, c, y = (torch.as_tensor(each) for each in (X, c, 0.9 * Y + 0.05))
+    own, other = seen
+    with torch.no_grad():
+        z = module(0.3 * X[own] + 0.7 * X[other])
+    expected = 0.3 * H(z, y[own], c[own]) + 0.7 * H(z, y[other], c[other])
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
 
 
 def accuracy(**settings):
