@@ -815,6 +815,8 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
     def evaluate(self, X: Any, y: Any) -> dict[str, float]:
         """The mean cross-entropy "loss" in nats, and "mse", "mae" and "r2" in the target's own unit.
 
+        With `quantile`, `expectile` or `huber_delta` the loss is theirs, whose best prediction is another.
+
         Args:
             X: inputs (B, ...).
             y: targets (B,) or (B, D).
@@ -825,7 +827,8 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         scores = metrics.regression(rows.view(y.shape), predicted)
         inputs = self._tensor(X)
         scaled = self._in_units(rows).to(inputs.dtype)
-        return {**evaluate(self._trained(), (inputs, scaled), head=self.head_), **scores}
+        own = evaluate(self._trained(), (inputs, scaled), head=self.head_, metrics=self._own_loss)
+        return {**own, **scores}
 
     @property
     def head_(self) -> heads.Head:
@@ -870,9 +873,30 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         rule = self._weight_rule(weighs=weight is not None)
         terms = {"label": Term(self.head_, weight=rule)}
         self._train(
-            target.shape[1], data, terms, fresh=fresh, epochs=epochs, validation=validation, **options
+            target.shape[1],
+            data,
+            terms,
+            fresh=fresh,
+            epochs=epochs,
+            validation=validation,
+            metrics=self._own_loss,
+            **options,
         )
         return self
+
+    def _own_loss(self, target: Tensor, predicted: Tensor) -> dict[str, float]:
+        """The "loss" of held-out targets, by which early stopping finds what the rule asks for."""
+        error = target - predicted
+        if self.quantile is not None:
+            each = torch.where(error < 0, self.quantile - 1, self.quantile) * error
+        elif self.expectile is not None:
+            each = torch.where(error < 0, 1 - self.expectile, self.expectile) * error.square()
+        elif self.huber_delta is not None:
+            small = error.abs().minimum((self.huber_delta / self._unit).to(error))
+            each = small * (error.abs() - 0.5 * small)
+        else:
+            return {}  # the cross-entropy
+        return {"loss": each.mean().item()}
 
     def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
         shift, unit = (torch.as_tensor(values).to(inputs.dtype) for values in (self._shift, self._unit))

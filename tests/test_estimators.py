@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -521,6 +522,25 @@ def test_quantiles_expectiles_and_counts():
     counts = rng.poisson(rate)
     guess = Regressor(distribution="poisson", **settings).fit(X, counts).predict(X)
     assert abs(guess / rate - 1).mean() < 0.08
+
+
+def test_early_stopping_is_by_the_loss_of_what_is_asked_for():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2000, 2))
+    y = 5 + X[:, 0] + 3 * rng.normal(size=2000)
+    settings = {"hidden_sizes": (), "epochs": 200, "early_stopping": True, "random_state": 0, "device": "cpu"}
+    fitted = Regressor(quantile=0.9, **settings).fit(X, y)
+    assert 0.87 < (y < fitted.predict(X)).mean() < 0.93
+    unit = y.std()
+    for rule, loss in (
+        ({"quantile": 0.9}, lambda error: np.where(error < 0, -0.1, 0.9) * error / unit),
+        ({"expectile": 0.8}, lambda error: np.where(error < 0, 0.2, 0.8) * (error / unit) ** 2),
+        ({"huber_delta": 2.0}, lambda error: special.huber(2.0, error) / unit**2),
+    ):
+        fitted = Regressor(**rule, **settings | {"epochs": 1, "early_stopping": False})
+        (told,) = fitted.fit(X, y, validation=(X, y)).history_["val_loss"]
+        assert told == pytest.approx(fitted.evaluate(X, y)["loss"])
+        assert told == pytest.approx(loss(y - fitted.predict(X)).mean())
 
 
 def test_diabetes_as_well_as_ridge():
