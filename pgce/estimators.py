@@ -624,7 +624,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             return heads.Bernoulli()
         head: heads.Head = heads.Categorical()
         if self.noise is not None and self.correction == "forward":
-            head = heads.Transformed(partial(heads.noisy, noise=self._noise_matrix()), head)
+            noise = self._noise_matrix()
+            zeros = bool((noise == 0).any())
+            head = heads.Transformed(partial(heads.noisy, noise=noise, zeros=zeros), head)
         if self.logit_adjustment:
             prior = number / number.sum()
             head = heads.Transformed(

@@ -571,12 +571,13 @@ def logit_adjusted(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
     return logits + tau * prior.to(logits).log()
 
 
-def noisy(logits: Tensor, noise: Tensor) -> Tensor:
+def noisy(logits: Tensor, noise: Tensor, *, zeros: bool = False) -> Tensor:
     """log(Tᵀ p): logits of the noisy label, where `logits` are those of the clean one (forward correction).
 
     Args:
         logits: (..., K).
         noise: T (K, K), row i the distribution of the label given where the true class is i.
+        zeros: T may have zeros: computed from log p, in K times the memory, for a label's p may round to 0.
 
     Raises:
         ValueError: `noise` is not (K, K).
@@ -594,7 +595,10 @@ def noisy(logits: Tensor, noise: Tensor) -> Tensor:
         raise ValueError(
             f"a noise matrix is (K, K) for K = {logits.shape[-1]} classes: it has shape {tuple(noise.shape)}"
         )
-    return (F.softmax(logits, -1) @ noise.to(logits)).log()
+    noise = noise.to(logits)
+    if not zeros:
+        return (F.softmax(logits, -1) @ noise).log()
+    return torch.logsumexp(F.log_softmax(logits, -1).unsqueeze(-1) + noise.log(), -2)
 
 
 def _widened(logits: Tensor) -> Tensor:

@@ -169,6 +169,13 @@ def test_class_weights_are_of_what_a_label_stands_for():
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
+def test_labels_that_some_classes_never_get_are_corrected_where_the_network_is_sure():
+    X, label = 1000 * np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32), np.arange(200) % 3
+    T = 0.7 * np.eye(3) + 0.3 * np.roll(np.eye(3), 1, 1)
+    fitted = Classifier(noise=T, epochs=3, random_state=0, device="cpu").fit(X, label)
+    assert np.isfinite(fitted.history_["loss"]).all()
+
+
 def test_focal_and_further_rules_multiply():
     X, label = RNG.normal(size=(40, 3)), np.arange(40) % 4
     module = linear(3, 4)

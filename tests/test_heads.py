@@ -164,6 +164,18 @@ def test_the_generator_decides_the_draw(case):
     assert not torch.equal(one, other) or not one.is_floating_point()
 
 
+def test_forward_correction_of_labels_that_some_classes_never_get():
+    noise = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, -95.0, -95.0], [0.0, 300.0, -300.0]], requires_grad=True)
+    noisy(logits, noise, zeros=True)[:, 2].sum().backward()
+    label = torch.log_softmax(logits.detach().double(), -1) + noise[:, 2].double().log()
+    of_class = label.softmax(-1) - logits.detach().double().softmax(-1)  # what a label says of the class
+    torch.testing.assert_close(noisy(logits.detach(), noise, zeros=True)[:, 2], label.logsumexp(-1).float())
+    torch.testing.assert_close(logits.grad, of_class.float())
+    logits = logits.detach()
+    torch.testing.assert_close(noisy(logits[0], noise, zeros=True), noisy(logits[0], noise))
+
+
 def test_a_transform_is_for_training_only():
     logits = torch.randn(6, 3, dtype=DOUBLE)
     head = Transformed(lambda z: z * torch.tensor([0.0, 1.0, -5.0], dtype=DOUBLE))
