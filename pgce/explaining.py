@@ -141,11 +141,7 @@ def _acted(record: Record, allow_import: bool) -> tuple[Report, heads.Head]:
 def _counted(agent: Any, model: ActorCritic, collector: Collector) -> Batch:
     """What is learned from the first rollout of which a row counts; some agents learn of whole episodes."""
     for _ in range(_MOST_ROLLOUTS):
-        rollout = collector.collect()
-        if model.reward_scale is not None:
-            done = rollout.terminated | rollout.truncated
-            rollout = replace(rollout, reward=model.reward_scale(rollout.reward, done, rollout.valid))
-        batch: Batch = agent.prepare(rollout, model)
+        batch: Batch = agent.prepare(collector.collect().scaled(model.reward_scale), model)
         if batch.count:
             return batch
     raise ValueError(

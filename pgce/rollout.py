@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +22,7 @@ from pgce.envs.state import get_state, set_state
 from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.graphs import Replayed
 from pgce.heads import PolicyHead
+from pgce.networks import RewardScale
 from pgce.spaces import actions, observations
 from pgce.trainer import Batch, Input
 
@@ -88,6 +89,11 @@ class Rollout:
         return int(self.valid.sum())
 
     @property
+    def done(self) -> Tensor:
+        """(T, N), bool: the episode ended with this step, whether truly or cut."""
+        return self.terminated | self.truncated
+
+    @property
     def cross_entropy(self) -> Tensor:
         """(T, N), −log π(a|s) of the policy that acted."""
         return self.head.cross_entropy(self.logits, self.action)
@@ -95,7 +101,7 @@ class Rollout:
     @property
     def first_episode(self) -> Tensor:
         """(T, N), bool: the rows of each environment's first episode in this rollout."""
-        done = self.terminated | self.truncated
+        done = self.done
         return self.valid & ((done.cumsum(0) - done.long()) == 0)
 
     def cross_entropy_under(self, policy: Policy) -> Tensor:
@@ -110,13 +116,19 @@ class Rollout:
 
         −1 where the episode has not ended.
         """
-        done = self.terminated | self.truncated
+        done = self.done
         number = done.flatten().cumsum(0).view_as(done) - 1
         result = torch.full_like(number, -1)
         follows = result[0]
         for t in reversed(range(len(done))):
             follows = result[t] = torch.where(done[t], number[t], follows)
         return result
+
+    def scaled(self, scale: RewardScale | None) -> Rollout:
+        """The same with rewards by this scale, which takes them into its statistics; None leaves them."""
+        if scale is None:
+            return self
+        return replace(self, reward=scale(self.reward, self.done, self.valid))
 
     def spread(self, values: Tensor) -> Tensor:
         """Of each row (T, N) the value of its episode, of those (E,) that ended; 0 where it has not."""

@@ -354,11 +354,7 @@ class _Training:
             for steps, episodes in processes.everyones([rollout.steps, [*ended]]):
                 self.steps += steps
                 self.recent.extend(map(tuple, episodes))
-            if model.reward_scale is not None:
-                done = rollout.terminated | rollout.truncated
-                reward = model.reward_scale(rollout.reward, done, rollout.valid)
-                rollout = dataclasses.replace(rollout, reward=reward)
-            self.kept.append(rollout)
+            self.kept.append(rollout.scaled(model.reward_scale))
             batch = Batch.joined([self._prepared(each) for each in self.kept])
             self._draw(batch)
             yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
