@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -158,7 +159,91 @@ class MultiCategorical:
 
 
 @dataclass(frozen=True)
-class SquashedGaussian:
+class _Bounded:
+    """Heads of real actions between bounds, with two numbers a component: logits (..., D, 2)."""
+
+    low: Bound = -1.0
+    high: Bound = 1.0
+
+    _reads: ClassVar[str]
+    """What the two numbers are."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds, and keep them as plain numbers, two or two a component: heads compare by them."""
+        single = isinstance(self.low, (int, float)) and isinstance(self.high, (int, float))
+        lows, highs = (
+            (float(bound),) if isinstance(bound, (int, float)) else tuple(float(number) for number in bound)
+            for bound in (self.low, self.high)
+        )
+        components = max(len(lows), len(highs))
+        if isinstance(self.low, (int, float)):
+            lows *= components
+        if isinstance(self.high, (int, float)):
+            highs *= components
+        if len(lows) != len(highs) or not lows:
+            raise ValueError(
+                f"low and high have one number a component: they have {len(lows)} and {len(highs)}"
+            )
+        for least, greatest in zip(lows, highs, strict=True):
+            apart, float32 = greatest - least, torch.finfo(torch.float32)
+            if not float32.eps * max(abs(least), abs(greatest)) < apart <= float32.max:
+                raise ValueError(
+                    "bounds are finite and low < high, by an amount that float32 can tell: "
+                    f"low is {least:g}, high is {greatest:g}"
+                )
+        object.__setattr__(self, "low", lows[0] if single else lows)
+        object.__setattr__(self, "high", highs[0] if single else highs)
+
+    def examples(self, logits: Tensor) -> torch.Size:
+        """Shape (...) of the examples in logits (..., D, 2)."""
+        wanted = str(len(self.low)) if isinstance(self.low, tuple) else "D"
+        fits = logits.ndim >= 2 and logits.shape[-1] == 2
+        if not fits or (isinstance(self.low, tuple) and logits.shape[-2] != len(self.low)):
+            raise ValueError(
+                f"logits hold {self._reads} of {wanted} components, (..., {wanted}, 2): "
+                f"logits has shape {tuple(logits.shape)}"
+            )
+        return logits.shape[:-2]
+
+    def check(self, logits: Tensor, target: Tensor) -> None:
+        """Refuse actions outside the bounds."""
+        if target.numel() == 0 or _is_statistics(logits, target):
+            return
+        real = target.double()
+        low, high = (_bound(bound, real).to(target).double() for bound in (self.low, self.high))
+        if bool((outside := (real < low) | (real > high)).any()):
+            raise ValueError(
+                f"actions lie between the bounds, low {self.low} and high {self.high}: "
+                f"target holds {target[outside][0].item():g}"
+            )
+
+    def _width(self, like: Tensor) -> Tensor:
+        return _bound(self.high, like) - _bound(self.low, like)
+
+    def _log_fractions(self, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """log x and log(1 − x) of actions low + (high − low) · x, x at least the epsilon of `dtype` inside.
+
+        Both distances are taken from the action itself: 1 − x would lose digits near the upper bound.
+        """
+        target = target.to(torch.promote_types(target.dtype, dtype))
+        low, high, width = _bound(self.low, target), _bound(self.high, target), self._width(target)
+        edge = torch.finfo(dtype).eps
+        parts = (target - low) / width, (high - target) / width
+        below, above = (part.clamp(edge, 1 - edge).log().to(dtype) for part in parts)
+        return below, above
+
+    def _action(self, x: Tensor) -> Tensor:
+        """low + (high − low) · x, strictly inside the bounds whatever rounding does."""
+        least, greatest, edge = _bound(self.low, x), _bound(self.high, x), torch.finfo(x.dtype).eps
+        action = least + (greatest - least) * x.clamp(edge, 1 - edge)
+        # By NumPy, so that they are constants of an exported program: ONNX has no nextafter.
+        real = np.float64 if x.dtype == torch.float64 else np.float32
+        a, b = np.asarray(self.low, real), np.asarray(self.high, real)
+        return action.clamp(_bound(np.nextafter(a, b).tolist(), x), _bound(np.nextafter(b, a).tolist(), x))
+
+
+@dataclass(frozen=True)
+class SquashedGaussian(_Bounded):
     """Real actions between bounds: low + (high − low) · (1 + tanh u)/2 with u ~ N(μ, σ²).
 
     Logits (..., D, 2) hold μ and log σ of u. Targets are actions (..., D) in the bounds' own unit, and the
@@ -193,15 +278,7 @@ class SquashedGaussian:
         a stochastic actor, appendix C.
     """
 
-    low: Bound = -1.0
-    high: Bound = 1.0
-
-    def __post_init__(self) -> None:
-        _set_bounds(self, self.low, self.high)
-
-    def examples(self, logits: Tensor) -> torch.Size:
-        """Shape (...) of the examples in logits (..., D, 2)."""
-        return _bounded_examples(logits, self.low, "mean and log σ")
+    _reads = "mean and log σ"
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """−log p(y) in nats, added over the D components.
@@ -220,15 +297,11 @@ class SquashedGaussian:
             u, variance = target.to(mean.dtype).unbind(-1)
             jacobian = torch.zeros_like(u)
         else:
-            below, above = _log_fractions(target, self.low, self.high, mean.dtype)
+            below, above = self._log_fractions(target, mean.dtype)
             u, variance = 0.5 * (below - above), torch.zeros_like(mean)
-            jacobian = below + above + _width(self.low, self.high, mean).log() + math.log(2)
+            jacobian = below + above + self._width(mean).log() + math.log(2)
         squares = ((u - mean).square() + variance) * (-2 * log_scale).exp()
         return (0.5 * squares + log_scale + 0.5 * _LOG_2PI + jacobian).sum(-1)
-
-    def check(self, logits: Tensor, target: Tensor) -> None:
-        """Refuse actions outside the bounds."""
-        _check_bounds(logits, target, self.low, self.high)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """H(p) in nats, added over the D components.
@@ -241,7 +314,7 @@ class SquashedGaussian:
         u, _, weight = _nodes(mean, log_scale)
         # log(1 − tanh² u), in the form that neither overflows nor cancels
         slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
-        half = (0.5 * _width(self.low, self.high, mean)).log()
+        half = (0.5 * self._width(mean)).log()
         return ((slope * weight).sum(-1) + log_scale + 0.5 * (1 + _LOG_2PI) + half).sum(-1)
 
     def entropy_target(self, logits: Tensor) -> Tensor:
@@ -261,23 +334,23 @@ class SquashedGaussian:
         """Actions (..., D) drawn from p, strictly inside the bounds; differentiable in the logits."""
         mean, log_scale = _widened(logits).unbind(-1)
         u = mean + log_scale.exp() * _room(mean).normal_(generator=generator)
-        return _action(torch.sigmoid(2 * u), self.low, self.high)
+        return self._action(torch.sigmoid(2 * u))
 
     def mode(self, logits: Tensor) -> Tensor:
         """The squashed mean (..., D): the median of p, and its mode before squashing.
 
         (The density of the action itself has its peaks near the bounds where σ is large.)
         """
-        return _action(torch.sigmoid(2 * _widened(logits)[..., 0]), self.low, self.high)
+        return self._action(torch.sigmoid(2 * _widened(logits)[..., 0]))
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected action (..., D), by quadrature."""
         u, _, weight = _nodes(*_widened(logits).unbind(-1))
-        return _action((torch.sigmoid(2 * u) * weight).sum(-1), self.low, self.high)
+        return self._action((torch.sigmoid(2 * u) * weight).sum(-1))
 
 
 @dataclass(frozen=True)
-class Beta:
+class Beta(_Bounded):
     """Real actions between bounds: low + (high − low) · x with x ~ Beta(α, β), α = 1 + softplus of a logit.
 
     Logits (..., D, 2) give α and β, both above 1, so that p has one peak and vanishes at the bounds. Targets
@@ -307,15 +380,7 @@ class Beta:
         deep reinforcement learning using the beta distribution.
     """
 
-    low: Bound = -1.0
-    high: Bound = 1.0
-
-    def __post_init__(self) -> None:
-        _set_bounds(self, self.low, self.high)
-
-    def examples(self, logits: Tensor) -> torch.Size:
-        """Shape (...) of the examples in logits (..., D, 2)."""
-        return _bounded_examples(logits, self.low, "the logits of α and β")
+    _reads = "the logits of α and β"
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """−log p(y) in nats, added over the D components.
@@ -333,13 +398,9 @@ class Beta:
         if _is_statistics(logits, target):
             statistics = target.to(excess.dtype)
         else:
-            statistics = torch.stack(_log_fractions(target, self.low, self.high, excess.dtype), -1)
+            statistics = torch.stack(self._log_fractions(target, excess.dtype), -1)
         each = _log_beta(1 + excess) - (excess * statistics).sum(-1)
-        return (each + _width(self.low, self.high, each).log()).sum(-1)
-
-    def check(self, logits: Tensor, target: Tensor) -> None:
-        """Refuse actions outside the bounds."""
-        _check_bounds(logits, target, self.low, self.high)
+        return (each + self._width(each).log()).sum(-1)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """H(p) in nats, added over the D components."""
@@ -349,7 +410,7 @@ class Beta:
         both = alpha.sum(-1)
         expected = torch.digamma(alpha) - torch.digamma(both).unsqueeze(-1)  # of log x and log(1 − x)
         each = _log_beta(alpha) - (excess * expected).sum(-1)
-        return (each + _width(self.low, self.high, each).log()).sum(-1)
+        return (each + self._width(each).log()).sum(-1)
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """Statistics (..., D, 2) whose cross-entropy has the gradient of H.
@@ -370,17 +431,17 @@ class Beta:
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Actions (..., D) drawn from p, strictly inside the bounds."""
         gamma = torch._standard_gamma((1 + F.softplus(_widened(logits))).contiguous(), generator=generator)
-        return _action(gamma[..., 0] / gamma.sum(-1), self.low, self.high)
+        return self._action(gamma[..., 0] / gamma.sum(-1))
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most probable actions (..., D): x = (α − 1) / (α + β − 2)."""
         log_excess = F.softplus(_widened(logits)).clamp_min(torch.finfo(torch.float32).tiny).log()
-        return _action(torch.sigmoid(log_excess[..., 0] - log_excess[..., 1]), self.low, self.high)
+        return self._action(torch.sigmoid(log_excess[..., 0] - log_excess[..., 1]))
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected actions (..., D): x = α / (α + β)."""
         alpha = 1 + F.softplus(_widened(logits))
-        return _action(alpha[..., 0] / alpha.sum(-1), self.low, self.high)
+        return self._action(alpha[..., 0] / alpha.sum(-1))
 
 
 @dataclass(frozen=True)
@@ -574,42 +635,6 @@ def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * log_p).sum((-2, -1))
 
 
-def _set_bounds(head: SquashedGaussian | Beta, low: Bound, high: Bound) -> None:
-    """Check the bounds, and keep them as plain numbers, two or two a component, by which heads compare."""
-    single = isinstance(low, (int, float)) and isinstance(high, (int, float))
-    lows, highs = (
-        (float(bound),) if isinstance(bound, (int, float)) else tuple(float(number) for number in bound)
-        for bound in (low, high)
-    )
-    components = max(len(lows), len(highs))
-    if isinstance(low, (int, float)):
-        lows *= components
-    if isinstance(high, (int, float)):
-        highs *= components
-    if len(lows) != len(highs) or not lows:
-        raise ValueError(f"low and high have one number a component: they have {len(lows)} and {len(highs)}")
-    for least, greatest in zip(lows, highs, strict=True):
-        apart, float32 = greatest - least, torch.finfo(torch.float32)
-        if not float32.eps * max(abs(least), abs(greatest)) < apart <= float32.max:
-            raise ValueError(
-                "bounds are finite and low < high, by an amount that float32 can tell: "
-                f"low is {least:g}, high is {greatest:g}"
-            )
-    object.__setattr__(head, "low", lows[0] if single else lows)
-    object.__setattr__(head, "high", highs[0] if single else highs)
-
-
-def _bounded_examples(logits: Tensor, low: Bound, what: str) -> torch.Size:
-    wanted = str(len(low)) if isinstance(low, tuple) else "D"
-    fits = logits.ndim >= 2 and logits.shape[-1] == 2
-    if not fits or (isinstance(low, tuple) and logits.shape[-2] != len(low)):
-        raise ValueError(
-            f"logits hold {what} of {wanted} components, (..., {wanted}, 2): "
-            f"logits has shape {tuple(logits.shape)}"
-        )
-    return logits.shape[:-2]
-
-
 def _is_statistics(logits: Tensor, target: Tensor) -> bool:
     if target.is_complex() or target.shape not in (logits.shape, logits.shape[:-1]):
         raise ValueError(
@@ -621,45 +646,6 @@ def _is_statistics(logits: Tensor, target: Tensor) -> bool:
 
 def _bound(bound: Bound | list[float], like: Tensor) -> Tensor:
     return torch.tensor(bound, dtype=like.dtype, device=like.device)
-
-
-def _width(low: Bound, high: Bound, like: Tensor) -> Tensor:
-    return _bound(high, like) - _bound(low, like)
-
-
-def _log_fractions(target: Tensor, low: Bound, high: Bound, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """log x and log(1 − x) of actions low + (high − low) · x, x at least the epsilon of `dtype` from 0 and 1.
-
-    Both distances are taken from the action itself: 1 − x would lose digits near the upper bound.
-    """
-    target = target.to(torch.promote_types(target.dtype, dtype))
-    width = _width(low, high, target)
-    below, above = (target - _bound(low, target)) / width, (_bound(high, target) - target) / width
-    edge = torch.finfo(dtype).eps
-    first, second = (part.clamp(edge, 1 - edge).log().to(dtype) for part in (below, above))
-    return first, second
-
-
-def _action(x: Tensor, low: Bound, high: Bound) -> Tensor:
-    """low + (high − low) · x, strictly inside the bounds whatever rounding does."""
-    least, greatest, edge = _bound(low, x), _bound(high, x), torch.finfo(x.dtype).eps
-    action = least + (greatest - least) * x.clamp(edge, 1 - edge)
-    # By NumPy, so that they are constants of an exported program: ONNX has no nextafter.
-    real = np.float64 if x.dtype == torch.float64 else np.float32
-    a, b = np.asarray(low, real), np.asarray(high, real)
-    return action.clamp(_bound(np.nextafter(a, b).tolist(), x), _bound(np.nextafter(b, a).tolist(), x))
-
-
-def _check_bounds(logits: Tensor, target: Tensor, low: Bound, high: Bound) -> None:
-    if target.numel() == 0 or _is_statistics(logits, target):
-        return
-    real = target.double()
-    outside = (real < _bound(low, real).to(target).double()) | (real > _bound(high, real).to(target).double())
-    if bool(outside.any()):
-        raise ValueError(
-            f"actions lie between the bounds, low {low} and high {high}: "
-            f"target holds {target[outside][0].item():g}"
-        )
 
 
 def _nodes(mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
