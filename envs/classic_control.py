@@ -205,7 +205,53 @@ class CartPoleVectorEnv(NumpyVectorEnv):
         return self._state.T.astype(np.float32, order="C")
 
 
-class MountainCarVectorEnv(NumpyVectorEnv):
+class _Car(NumpyVectorEnv):
+    """What both mountain cars share; a subclass tells what they are pushed by."""
+
+    reset_options = frozenset({"low", "high"})
+    _kept: type[np.floating[Any]] = np.float64  # of the state, between steps
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+        *,
+        goal_velocity: float = 0,
+    ) -> None:
+        space = Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
+        super().__init__(num_envs, autoreset_mode, max_episode_steps, space, self._forces())
+        self._goal_velocity = goal_velocity
+        self._state = np.zeros((2, num_envs), self._kept)  # position and velocity
+
+    def _forces(self) -> Discrete | Box:
+        """The actions."""
+        raise NotImplementedError
+
+    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
+        low, high = _bounds(options, -0.6, -0.4)
+        self._state[0, rows] = self.np_random.uniform(low, high, len(rows))
+        self._state[1, rows] = 0.0
+
+    def _roll(self, push: Reals) -> NDArray[Any]:
+        """Move the cars; return their positions."""
+        position: NDArray[Any] = self._state[0]
+        velocity: NDArray[Any] = self._state[1]
+        velocity += push - 0.0025 * np.cos(3 * position)
+        _clip(velocity, 0.07)
+        position += velocity
+        np.minimum(position, 0.6, out=position)
+        np.maximum(position, -1.2, out=position)
+        at_wall = position == position.dtype.type(-1.2)
+        if np.count_nonzero(at_wall):
+            velocity[at_wall & (velocity < 0)] = 0.0  # which stops it
+        return position
+
+    def _observe(self) -> NDArray[np.float32]:
+        return self._state.T.astype(np.float32, order="C")
+
+
+class MountainCarVectorEnv(_Car):
     """N of MountainCar-v0: a car too weak for the hill gathers speed on the other one.
 
     ## Action space
@@ -240,36 +286,16 @@ class MountainCarVectorEnv(NumpyVectorEnv):
         Moore (1990).
     """
 
-    reset_options = frozenset({"low", "high"})
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = None,
-        *,
-        goal_velocity: float = 0,
-    ) -> None:
-        space = Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
-        super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Discrete(3))
-        self._goal_velocity = goal_velocity
-        self._state = np.zeros((2, num_envs))  # position and velocity
-
-    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
-        low, high = _bounds(options, -0.6, -0.4)
-        self._state[0, rows] = self.np_random.uniform(low, high, len(rows))
-        self._state[1, rows] = 0.0
+    def _forces(self) -> Discrete:
+        return Discrete(3)
 
     def _advance(self, actions: NDArray[np.int64]) -> tuple[Reals, NDArray[np.bool_]]:
-        position = _roll(self._state, (actions - 1).astype(np.float64) * 0.001)
+        position = self._roll((actions - 1).astype(np.float64) * 0.001)
         terminated = (position >= 0.5) & (self._state[1] >= self._goal_velocity)
         return np.full(self.num_envs, -1.0), terminated
 
-    def _observe(self) -> NDArray[np.float32]:
-        return self._state.T.astype(np.float32, order="C")
 
-
-class MountainCarContinuousVectorEnv(NumpyVectorEnv):
+class MountainCarContinuousVectorEnv(_Car):
     """N of MountainCarContinuous-v0: the mountain car with a force, and a price on it.
 
     ## Action space
@@ -300,51 +326,18 @@ class MountainCarContinuousVectorEnv(NumpyVectorEnv):
         array([ 0.   , -0.025])
     """
 
-    reset_options = frozenset({"low", "high"})
+    _kept = np.float32  # as by Gymnasium, too
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = None,
-        *,
-        goal_velocity: float = 0,
-    ) -> None:
-        space = Box(np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32))
-        super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Box(-1.0, 1.0, (1,), np.float32))
-        self._goal_velocity = goal_velocity
-        self._state = np.zeros((2, num_envs), np.float32)  # what Gymnasium keeps between steps, too
-
-    def _begin(self, rows: NDArray[np.int64], options: dict[str, Any]) -> None:
-        low, high = _bounds(options, -0.6, -0.4)
-        self._state[0, rows] = self.np_random.uniform(low, high, len(rows))
-        self._state[1, rows] = 0.0
+    def _forces(self) -> Box:
+        return Box(-1.0, 1.0, (1,), np.float32)
 
     def _advance(self, actions: NDArray[Any]) -> tuple[Reals, NDArray[np.bool_]]:
         force = actions[:, 0].astype(np.float64)
         cost = 0.1 * force * force
         _clip(force, 1.0)
-        position = _roll(self._state, force * 0.0015)
+        position = self._roll(force * 0.0015)
         terminated = (position >= np.float32(0.45)) & (self._state[1] >= self._goal_velocity)
         return 100.0 * terminated - cost, terminated
-
-    def _observe(self) -> NDArray[np.float32]:
-        return self._state.T.copy(order="C")
-
-
-def _roll(state: NDArray[Any], push: Reals) -> NDArray[Any]:
-    """Move the cars of `state` (2, N) in place; return their positions."""
-    position: NDArray[Any] = state[0]
-    velocity: NDArray[Any] = state[1]
-    velocity += push - 0.0025 * np.cos(3 * position)
-    _clip(velocity, 0.07)
-    position += velocity
-    np.minimum(position, 0.6, out=position)
-    np.maximum(position, -1.2, out=position)
-    at_wall = position == position.dtype.type(-1.2)
-    if np.count_nonzero(at_wall):
-        velocity[at_wall & (velocity < 0)] = 0.0  # which stops it
-    return position
 
 
 class PendulumVectorEnv(NumpyVectorEnv):
