@@ -201,12 +201,8 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
         return _joint(space, continuous, std)
     if isinstance(space, spaces.Discrete):
         start, integer, many = int(space.start), space.dtype, int(space.n)
-        return Actions(
-            Categorical(),
-            many,
-            lambda action: (_array(action) + start).astype(integer, copy=False),
-            (many,),
-            *_from_network(many),
+        return _from_network(
+            Categorical(), lambda action: (_array(action) + start).astype(integer, copy=False), many
         )
     if (
         isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box))
@@ -217,12 +213,10 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
         return _choices(space.nvec.ravel().tolist(), space.start, space)
     if isinstance(space, spaces.MultiBinary):
         shape, binary, many = space.shape, space.dtype, math.prod(space.shape)
-        return Actions(
+        return _from_network(
             Bernoulli(event_dims=1),
-            many,
             lambda action: _array(action).reshape(-1, *shape).astype(binary, copy=False),
-            (many,),
-            *_from_network(many),
+            many,
         )
     if isinstance(space, spaces.Box):
         if np.issubdtype(space.dtype, np.floating):
@@ -508,13 +502,13 @@ def _choices(sizes: Sequence[int], start: NDArray[Any], space: gym.Space[Any]) -
     def decode(action: Tensor) -> NDArray[Any]:
         return (_array(action).reshape(-1, *shape) + start.astype(np.int64)).astype(integer, copy=False)
 
-    total = sum(sizes)
-    return Actions(MultiCategorical(tuple(sizes)), total, decode, (total,), *_from_network(total))
+    return _from_network(MultiCategorical(tuple(sizes)), decode, sum(sizes))
 
 
-def _from_network(logits: int) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-    """None of so many logits is constant, none a log σ."""
-    return (False,) * logits, (False,) * logits
+def _from_network(head: PolicyHead, decode: Callable[[Tensor], Any], *shape: int) -> Actions:
+    """Actions of whose logits the network gives all, and none is a log σ."""
+    size = math.prod(shape)
+    return Actions(head, size, decode, shape, (False,) * size, (False,) * size)
 
 
 def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
@@ -534,7 +528,7 @@ def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
         except ValueError as error:
             raise ValueError(f"{continuous} actions need bounds: {error} in {space}") from None
     if continuous == "beta":
-        return Actions(head, 2 * many, decode, (many, 2), *_from_network(2 * many))
+        return _from_network(head, decode, many, 2)
     scale = (False, True) * many
     if std == "state":
         return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many, scale)
