@@ -387,10 +387,7 @@ class Optimizer:
             if self._in_a_row <= self.max_skips:
                 return
             often = f", {self._in_a_row} times in a row" if self.max_skips else ""
-            raise FloatingPointError(
-                f"the gradient must be finite: its norm is {self._grad_norm} at update {self.steps}{often}; "
-                "parameters and optimizer are left as they were"
-            )
+            raise self._failure(often)
         self._in_a_row = 0
         if self.max_grad_norm is not None:
             scale = self.max_grad_norm / (self._grad_norm + 1e-6)  # as torch's clip_grad_norm_
@@ -478,10 +475,13 @@ class Optimizer:
         self._forget()
         if not math.isfinite(self._grad_norm):
             self.skipped += 1
-            raise FloatingPointError(
-                f"the gradient must be finite: its norm is {self._grad_norm} at update {self.steps}; "
-                "parameters and optimizer are left as they were"
-            )
+            raise self._failure()
+
+    def _failure(self, often: str = "") -> FloatingPointError:
+        return FloatingPointError(
+            f"the gradient must be finite: its norm is {self._grad_norm} at update {self.steps}{often}; "
+            "parameters and optimizer are left as they were"
+        )
 
     def _forget(self) -> None:
         """Begin to count anew what is launched."""
