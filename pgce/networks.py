@@ -479,10 +479,7 @@ def nature(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.
     References:
         Mnih et al. (2015), Human-level control through deep reinforcement learning.
     """
-    channels, height, width = image
-    if min(height, width) < 7:
-        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
-    least = min(height, width)
+    channels, least = image[0], min(image[1:])
     small = (32, 3, 2 if least >= 14 else 1), (64, 3, 2 if least >= 24 else 1), (64, 3, 1)
     shapes = ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if least >= 36 else small
     gain = math.sqrt(2) if orthogonal else None
@@ -514,9 +511,7 @@ def impala(image: tuple[int, int, int], *, orthogonal: bool = True) -> tuple[nn.
         Espeholt et al. (2018), IMPALA: scalable distributed deep-RL with importance weighted actor-learner
         architectures, figure 3 on the right.
     """
-    channels, height, width = image
-    if min(height, width) < 7:
-        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
+    channels = image[0]
     layers: list[nn.Module] = []
     for filters in (16, 32, 32):
         layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
@@ -543,6 +538,8 @@ def _flattened(
     layers: list[nn.Module], image: tuple[int, int, int], width: int, gain: float | None
 ) -> tuple[nn.Sequential, int]:
     """Convolutions, and a layer over all that comes out of them."""
+    if min(image[1:]) < 7:
+        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
     convolutions = nn.Sequential(*layers, nn.Flatten())
     with torch.no_grad():
         features = convolutions(torch.zeros(1, *image)).shape[1]
