@@ -814,10 +814,7 @@ def _tidy(folder: Path) -> None:
             else:
                 path.replace(named)
         elif (match := _LEFTOVER.fullmatch(path.name)) and not _alive(int(match[1])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
 
 
 def _alive(pid: int) -> bool:
