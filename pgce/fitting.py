@@ -536,8 +536,7 @@ def predict(
         tensor([0, 1])
     """
     head = Categorical() if head is None else head
-    ((logits, _),) = _outputs(model, _only(inputs), [(output, None)], batch_size)
-    return head.mode(logits).cpu()
+    return head.mode(_logits(model, inputs, output, batch_size)).cpu()
 
 
 def predict_proba(
@@ -567,15 +566,16 @@ def predict_proba(
                 [0.5000, 0.5000]])
     """
     head = Categorical() if head is None else head
-    ((logits, _),) = _outputs(model, _only(inputs), [(output, None)], batch_size)
-    return head.mean(logits).cpu()
+    return head.mean(_logits(model, inputs, output, batch_size)).cpu()
 
 
-def _only(inputs: Inputs | Data) -> Data:
-    whole: Any = inputs
-    arrays = isinstance(whole, Tensor) or hasattr(whole, "__array__")  # as a DataFrame has it
-    named = isinstance(whole, Mapping) and "input" not in whole
-    return {"input": whole} if arrays or named else whole
+def _logits(model: nn.Module, inputs: Any, output: str | int | None, batch_size: int) -> Tensor:
+    """Of inputs alone, or of all data."""
+    arrays = isinstance(inputs, Tensor) or hasattr(inputs, "__array__")  # as a DataFrame has it
+    named = isinstance(inputs, Mapping) and "input" not in inputs
+    data = {"input": inputs} if arrays or named else inputs
+    ((logits, _),) = _outputs(model, data, [(output, None)], batch_size)
+    return logits
 
 
 def _scores(
