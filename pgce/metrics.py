@@ -127,13 +127,11 @@ def summary(reports: Mapping[str, Report], terms: Mapping[str, Term]) -> dict[st
     """
     values = {"objective/loss": sum(report.loss.item() for report in reports.values())}
     values |= factors(next(iter(reports.values())))
-    if "policy" in reports:
-        head = terms["policy"].head
-        values["train/entropy"] = entropy(reports["policy"], cast("PolicyHead", head))
-    if "policy" in reports and "cross_entropy" in reports["policy"].batch.columns:
-        values |= policy_change(reports["policy"])
-    losses = {f"train/{name}_loss": each.loss.item() for name, each in reports.items() if name != "policy"}
-    values |= losses
+    if (policy := reports.get("policy")) is not None:
+        values["train/entropy"] = entropy(policy, cast("PolicyHead", terms["policy"].head))
+        if "cross_entropy" in policy.batch.columns:
+            values |= policy_change(policy)
+    values |= {f"train/{name}_loss": each.loss.item() for name, each in reports.items() if name != "policy"}
     if "value" in reports:
         value = reports["value"]
         if callable(terms["value"].target) and "return" in value.batch.columns:  # what a rule made of it
