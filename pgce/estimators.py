@@ -924,10 +924,9 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
     def _weight_rule(self, *, weighs: bool) -> Rule:
         """The product of all rules for w."""
         kind = "laplace" if self.quantile is not None else self.distribution
-        given = {"huber_delta": "gaussian", "expectile": "gaussian"}
-        for name, needs in given.items():
-            if getattr(self, name) is not None and kind != needs:
-                raise ValueError(f"{name} needs {needs} noise: the distribution is {kind}")
+        for name in ("huber_delta", "expectile"):
+            if getattr(self, name) is not None and kind != "gaussian":
+                raise ValueError(f"{name} needs gaussian noise: the distribution is {kind}")
         if self.quantile is not None and self.distribution == "poisson":
             raise ValueError("quantile needs laplace noise: the distribution is poisson")
         rules: list[str | Rule] = ["sample_weight"] if weighs else []
