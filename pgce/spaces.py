@@ -133,13 +133,11 @@ def observations(space: gym.Space[Any]) -> Observations:
         Huang and Ontañón (2022), A closer look at invalid action masking in policy gradient algorithms, for
         masks; Towers et al. (2024), Gymnasium: a standard interface for reinforcement learning environments.
     """
-    mask: Callable[[Any], NDArray[np.bool_] | None] = _no_mask
     masked = isinstance(space, spaces.Dict) and {"observation", "action_mask"} <= space.spaces.keys()
-    if isinstance(space, spaces.Dict) and masked:
-        flat = _mask(space["action_mask"])
+    flat = _mask(space["action_mask"]) if isinstance(space, spaces.Dict) and masked else None
 
-        def mask(observation: Any) -> NDArray[np.bool_] | None:
-            return flat(observation["action_mask"])
+    def mask(observation: Any) -> NDArray[np.bool_] | None:
+        return None if flat is None else flat(observation["action_mask"])
 
     vectors, images = _leaves(space, without="action_mask" if masked else None)
     size = sum(width for width, _ in vectors)
@@ -471,10 +469,6 @@ def _image(space: spaces.Box, at: Callable[[Any], Any]) -> Image:
         return scaled.reshape(len(scaled), -1)
 
     return shape, encode
-
-
-def _no_mask(observation: Any) -> None:
-    """No action is forbidden."""
 
 
 def _mask(space: gym.Space[Any]) -> Callable[[Any], NDArray[np.bool_]]:
