@@ -462,10 +462,9 @@ def _check_linear(hidden: Tensor, matrix: Tensor, bias: Tensor | None) -> torch.
 
 
 def _check_tensors(given: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
-    for values, none in ((given, False), (optional, True)):
-        for name, value in values.items():
-            if not ((none and value is None) or isinstance(value, Tensor)):
-                raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
+    for name, value in {**given, **optional}.items():
+        if not (isinstance(value, Tensor) or (value is None and name in optional)):
+            raise TypeError(f"{name} is a tensor: {name} is {type(value).__name__}")
 
 
 def _check_weight(weight: Tensor | None, examples: torch.Size) -> None:
