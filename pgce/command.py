@@ -296,17 +296,8 @@ def doctor() -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "classify": classify,
-    "evaluate": evaluate,
-    "watch": watch,
-    "plot": plot,
-    "compare": compare,
-    "runs": runs,
-    "tune": tune,
-    "export": export,
-    "explain": explain,
-    "doctor": doctor,
+    each.__name__: each
+    for each in (train, classify, evaluate, watch, plot, compare, runs, tune, export, explain, doctor)
 }
 _OF_WORDS = {"train", "classify", "tune"}
 
@@ -323,7 +314,7 @@ def main(words: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else list(words)
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: pgce COMMAND ...\n\n{__import__('pgce').__doc__}\n")
-        _print([[f"  {name}", _summary(function)] for name, function in COMMANDS.items()])
+        _print([[f"  {name}", str(each.__doc__).splitlines()[0]] for name, each in COMMANDS.items()])
         print("\npgce COMMAND --help tells more. Shell completion: source <(pgce completion bash), or zsh.")
         return
     try:
@@ -378,10 +369,6 @@ def _some(runs: Sequence[str]) -> Sequence[str]:
     if not folders:
         raise ValueError("at least one run is given, as its folder: there is none (pgce runs lists them)")
     return folders
-
-
-def _summary(function: Callable[..., None]) -> str:
-    return (function.__doc__ or "").splitlines()[0]
 
 
 def _print(table: list[list[str]]) -> None:
