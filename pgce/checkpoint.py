@@ -263,20 +263,17 @@ class Checkpoints:
         Raises:
             CheckpointError: what was found is of another number of processes.
         """
-        if processes.size() == 1:
-            each: Any = {} if self.found is None else self.found.state.get("processes", {})
-        else:
+        if processes.size() > 1:
             found = None if self.found is None else {"step": self.found.step, "state": self.found.state}
             told = _from_bytes(processes.gathered(_to_bytes({"found": found}))[0])["found"]
-            if told is None:
-                return self
-            self.found = Checkpoint(told["step"], told["state"], self.folder)
+            self.found = None if told is None else Checkpoint(told["step"], told["state"], self.folder)
+        if self.found is not None:
             each = self.found.state.pop("processes", {})
+            if (number := max(len(each), 1)) != processes.size():
+                raise CheckpointError(
+                    f"a checkpoint of {number} processes is no start for {processes.size()}"
+                )
             self.found.state.update(each.get(str(processes.rank()), {}))
-        if self.found is not None and max(len(each), 1) != processes.size():
-            raise CheckpointError(
-                f"a checkpoint of {max(len(each), 1)} processes is no start for {processes.size()}"
-            )
         return self
 
     @property
