@@ -367,10 +367,8 @@ class _Fitting:
         self.seen += size
         if self.stack.skipped == self.skipped:
             self.learned += size
-            loss = report.loss
-            for other in list(reports.values())[1:]:
-                loss = loss + other.loss
-            self.losses.append(loss * size)
+            first, *others = (each.loss for each in reports.values())
+            self.losses.append(sum(others, first) * size)
             if self.classifies:
                 found = right(report, self.main.head)
                 self.hits.append(found.sum())
