@@ -39,7 +39,10 @@ class A2C(ActorCriticAgent):
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
 
-    PRESETS = {"Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True}}
+    PRESETS = {
+        "CartPole-v1": {"learning_rate": 2e-3, "gamma": 0.995},
+        "Acrobot-v1": {"total_timesteps": 500_000, "norm_obs": True},
+    }
 
 
 if __name__ == "__main__":

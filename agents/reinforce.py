@@ -49,7 +49,7 @@ class Reinforce(Agent):
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
 
-    PRESETS = {"Acrobot-v1": {"total_timesteps": 500_000}}
+    PRESETS = {"CartPole-v1": {"gamma": 0.998}, "Acrobot-v1": {"total_timesteps": 500_000}}
 
     @property
     def critic(self) -> bool:
