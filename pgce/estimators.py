@@ -249,9 +249,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     A target that is not one label is a matrix: of integers or booleans, zeros and ones of several labels a
     row; floating, a distribution over the classes in each row. The rules compose as `pgce.targets` and
     `pgce.weights` say; the loss of a soft target is the expected loss of a label drawn from it, class weights
-    included. Sample and class weights are scaled to mean 1 in `fit` (only their ratios count), and rows of
-    weight 0 are left out. The network computes in the precision of X on a CPU: pass float32 for speed (with a
-    lower `precision` it is of float32).
+    included. Sample and class weights are scaled to mean 1 in `fit` (only their ratios count, though a weight
+    is so many examples where effective numbers are asked for), and rows of weight 0 are left out. The network
+    computes in the precision of X on a CPU: pass float32 for speed (by a lower `precision` it is float32).
 
     Attributes:
         classes_: the labels, (K,).
