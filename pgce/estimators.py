@@ -636,43 +636,29 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
 
     def _target_rule(self, class_weight: Tensor | None) -> str | TargetRule:
         """The rule for y, from class ids (B,) or rows (B, K)."""
-
-        def rule(logits: Tensor, batch: Batch) -> Tensor:
-            y, classes = batch["target"], logits.shape[-1]
-            if self.multilabel_:
-                y = y[..., 0] / y.sum(-1) if self._mixes else y
-                half = torch.full_like(logits, 0.5)
-                return torch.lerp(y.to(logits.dtype), half, self.label_smoothing)
-            if self.redraw:
-                noise = targets.noise_matrix(classes, self.redraw)
-                y = targets.draw(y.cpu(), noise).to(y.device)
-            label = y
-            if self.soft_labels is not None:
-                y = targets.soften(y, classes, *self.soft_labels, dtype=logits.dtype)
-            elif self.confidence is not None:
-                y = targets.confidence(y, classes, self.confidence, logits.dtype)
-            elif self.noise is not None and self.correction == "backward":
-                y = targets.denoised(y, self._noise_matrix().to(logits))
-            if class_weight is not None and y is not label and self.soft_labels is None:
-                v = class_weight.to(logits)  # of the classes that the label stands for; w has its own
-                y = y * v / v[label].unsqueeze(-1)
-            elif label.is_floating_point() and class_weight is not None:
-                y = targets.reweighted(y, class_weight)
-            if self.label_smoothing:
-                rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)
-                y = targets.smooth(rows, self.label_smoothing)
-            return y
-
+        backward = self.noise is not None and self.correction == "backward"
         changes = (
             self.redraw
             or self.label_smoothing
             or self.soft_labels is not None
             or self.confidence is not None
-            or (self.noise is not None and self.correction == "backward")
+            or backward
             or class_weight is not None  # reweighted, where the target is a row
             or self._mixes
         )
-        return rule if changes else "target"
+        if not changes:
+            return "target"
+        return partial(
+            _target,
+            redraw=self.redraw,
+            soft_labels=self.soft_labels,
+            confidence=self.confidence,
+            noise=self._noise_matrix() if backward else None,
+            class_weight=class_weight,
+            label_smoothing=self.label_smoothing,
+            multilabel=self.multilabel_,
+            mixes=self._mixes,
+        )
 
     @property
     def _mixes(self) -> bool:
@@ -965,6 +951,45 @@ def _positive(share: Tensor) -> Tensor | slice:
     if not bool(counts.any()):
         raise ValueError("an example with a positive weight is needed: every sample_weight is 0")
     return slice(None) if bool(counts.all()) else counts
+
+
+def _target(
+    logits: Tensor,
+    batch: Batch,
+    *,
+    redraw: float,
+    soft_labels: tuple[float, float] | None,
+    confidence: float | None,
+    noise: Tensor | None,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    multilabel: bool,
+    mixes: bool,
+) -> Tensor:
+    """y by the rules of a classifier, of which each follows on those before it."""
+    y, classes = batch["target"], logits.shape[-1]
+    if multilabel:
+        y = y[..., 0] / y.sum(-1) if mixes else y
+        half = torch.full_like(logits, 0.5)
+        return torch.lerp(y.to(logits.dtype), half, label_smoothing)
+    if redraw:
+        y = targets.draw(y.cpu(), targets.noise_matrix(classes, redraw)).to(y.device)
+    label = y
+    if soft_labels is not None:
+        y = targets.soften(y, classes, *soft_labels, dtype=logits.dtype)
+    elif confidence is not None:
+        y = targets.confidence(y, classes, confidence, logits.dtype)
+    elif noise is not None:
+        y = targets.denoised(y, noise.to(logits))
+    if class_weight is not None and y is not label and soft_labels is None:
+        v = class_weight.to(logits)  # of the classes that the label stands for; w has its own
+        y = y * v / v[label].unsqueeze(-1)
+    elif label.is_floating_point() and class_weight is not None:
+        y = targets.reweighted(y, class_weight)
+    if label_smoothing:
+        rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)
+        y = targets.smooth(rows, label_smoothing)
+    return y
 
 
 def _speaks(cross_entropy: Tensor, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -662,23 +662,30 @@ def _identity(
         "optimizer": stack.name,
         "learning_rate": stack.base_learning_rate,
         **named,
-        "objective": {name: _told(term) for name, term in trainer.terms.items()},
+        "objective": [*trainer.terms],
+        **{
+            f"{name}.{each}": _told(value)
+            for name, term in trainer.terms.items()
+            for each, value in vars(term).items()
+        },
         **{name: _told(rule) for name, rule in rules.items()},
     }
 
 
 def _told(rule: Any) -> str:
-    """A rule, a head or a term in words that tell it from others; of others' objects the class alone."""
+    """A rule or head in words that tell it from others; of others' objects the class alone."""
     if isinstance(rule, (str, int, float, type(None))):
         return str(rule)
     if isinstance(rule, Tensor):
         return _digest({"": rule})
     if isinstance(rule, (tuple, list)):
         return f"[{', '.join(map(_told, rule))}]"
-    settings: dict[Any, Any] = vars(rule) if is_dataclass(rule) else {}
     name = getattr(rule, "__qualname__", type(rule).__qualname__)
+    settings: dict[Any, Any] = {}
     if isinstance(rule, partial):
         name, settings = _told(rule.func), {**dict(enumerate(rule.args)), **rule.keywords}
+    elif is_dataclass(rule):
+        settings = {each.name: getattr(rule, each.name, None) for each in fields(rule)}
     given = ", ".join(f"{key}={_told(value)}" for key, value in settings.items())
     return f"{name}({given})" if given else name
 

@@ -731,6 +731,9 @@ def test_checkpoints_are_of_one_fit(tmp_path):
     Classifier(epochs=1, random_state=0, checkpoints=tmp_path, device="cpu").fit(X, y)
     with pytest.raises(ValueError, match="the same data and settings: data"):
         Classifier(epochs=1, random_state=0, checkpoints=tmp_path, device="cpu").fit(X, y[::-1])
+    for rule in ({"label_smoothing": 0.1}, {"focal_gamma": 1.0}, {"noise": 0.1}, {"sampler": "balanced"}):
+        with pytest.raises(ValueError, match=r"goes on with the same data and settings: .* -> "):
+            Classifier(epochs=2, random_state=0, checkpoints=tmp_path, device="cpu", **rule).fit(X, y)
     with pytest.raises(ValueError, match="partial_fit makes one pass, which has no checkpoints"):
         Classifier(checkpoints=tmp_path).partial_fit(X, y, classes=range(10))
 
