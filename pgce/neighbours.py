@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 __all__ = ["Neighbours"]
 
 _BYTES = 2**20  # of a process, at a time
-_LOOKS = 100  # some two microseconds each
+_LOOKS = 30_000  # some two microseconds each
 
 
 class Neighbours:
@@ -150,7 +150,7 @@ class Neighbours:
 
 
 def _received(other: socket.socket) -> bytes:
-    """A byte. Who falls asleep wakes up late: so first look for it some times."""
+    """A byte. Who falls asleep wakes up late, on a core that has cooled down: so first look for it."""
     for _ in range(_LOOKS):
         try:
             return other.recv(1, socket.MSG_DONTWAIT)
