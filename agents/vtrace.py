@@ -88,7 +88,7 @@ class VTrace(Agent):
         )  # fmt: skip
         target = value + correction  # v
         following = next_value.clone()  # v′: the corrected value where the episode goes on in the rollout
-        goes_on = ~(terminated | truncated)[:-1]
+        goes_on = ~rollout.done[:-1]
         following[:-1] = target[1:].where(goes_on, next_value[:-1])
         error = reward + self.gamma * following.masked_fill(terminated, 0.0) - value
         advantage = self.standardised(ratio.clamp(max=self.max_rho) * error, target, rollout.valid)
