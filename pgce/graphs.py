@@ -463,6 +463,8 @@ def _is_setting(name: str, value: object) -> bool:
 
 def _known(code: Any) -> bool:
     # A function that wraps another has its module's name, by functools.wraps, but not its globals.
-    home = code.__globals__["__name__"] if isinstance(code, FunctionType) else getattr(code, "__module__", "")
+    home = getattr(code, "__module__", "")
+    if isinstance(code, FunctionType):
+        home = code.__globals__.get("__name__")
     own = str(home).partition(".")[0] in ("torch", "pgce")
     return own or getattr(code, "recordable", False) is True

@@ -418,3 +418,10 @@ def test_ppo_learns_on_a_gpu(tmp_path):
     agent = pgce.agents.PPO.preset("CartPole-v1", device="cuda", quiet=True, runs_dir=str(tmp_path))
     result = agent.train(total_timesteps=60_000).result
     assert result["eval_mean"] > 100  # at random it is 20
+
+
+def test_functions_of_a_namespace_without_a_name_are_others():
+    """As `exec` makes them."""
+    space = {}
+    exec("def rule(cross_entropy, batch): return None", space)
+    assert not constant(space["rule"])
