@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pgce.perceptrons import is_plain
+
 __all__ = [
     "Bernoulli",
     "Categorical",
@@ -121,10 +123,7 @@ class Categorical:
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
             return _of_ids(logits, target)
         if target.shape == logits.shape and target.is_floating_point():
-            log_p = _log_softmax(logits)
-            target = target.to(log_p.dtype)
-            # Selected, not multiplied: 0 · log 0 is 0, where 0 × −∞ is NaN.
-            return -(target * log_p.masked_fill(target == 0, 0)).sum(-1)
+            return _of_rows(logits, target.to(logits.dtype))
         raise ValueError(
             f"a target is integer class ids of shape {tuple(examples)} or floating rows of shape "
             f"{tuple(logits.shape)}: target has dtype {target.dtype} and shape {tuple(target.shape)}"
@@ -631,6 +630,7 @@ def _classes_first(logits: Tensor) -> bool:
 
 _REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
 _MANY = 1_500  # numbers, which one by one take longer than the way to another axis and back
+_LARGE = 2**16  # numbers, from which on a gradient made in place saves more than its function in Python takes
 
 
 def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -674,11 +674,67 @@ def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
     try:
         ids = target if target.dtype == torch.int64 else target.long()
         if _classes_first(logits):
-            return F.nll_loss(_log_softmax(logits), ids, **_EACH)
+            return _of_log_p(_log_softmax(logits), ids)
+        if logits.numel() >= _LARGE and _has_gradient(logits):
+            return _in_place(logits, ids)
         return F.cross_entropy(logits, ids, **_EACH)
     except IndexError:
         low, high = (int(edge) for edge in torch.aminmax(target))
         raise _class_id_error(low, high, logits.shape[-1]) from None
+
+
+def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
+    """−Σ_k y_k log p_k of logits and rows (..., K)."""
+    if target.requires_grad or not _has_gradient(logits):
+        return _of_log_p(_log_softmax(logits), target)
+    if logits.ndim == 2:
+        return _in_place(logits, target)
+    classes = logits.shape[-1]
+    return _in_place(logits.reshape(-1, classes), target.reshape(-1, classes)).view(target.shape[:-1])
+
+
+def _of_log_p(log_p: Tensor, target: Tensor) -> Tensor:
+    """−Σ_k y_k log p_k of log p (..., K) and ids (N,) or rows (..., K); NaN where one of them holds NaN."""
+    if not target.is_floating_point():
+        return F.nll_loss(log_p, target, **_EACH)
+    # 0 · log 0 is 0, where 0 × −∞ is NaN. Any other NaN is told by the row's first log p, or by Σ y.
+    products = (target * log_p).nan_to_num(0.0, math.inf, -math.inf)
+    return log_p.detach()[..., 0].clamp(0, 0) + target.sum(-1) * 0 - products.sum(-1)
+
+
+def _has_gradient(logits: Tensor) -> bool:
+    """Whether `_in_place` can be taken, and will be asked for its gradient."""
+    return torch.is_grad_enabled() and logits.requires_grad and is_plain(logits)
+
+
+def _in_place(logits: Tensor, target: Tensor) -> Tensor:
+    """H of logits (N, K), and ids (N,) or rows (N, K): its gradient is made where log p was."""
+    cross_entropy: Tensor = _InPlace.apply(logits, target)  # type: ignore[no-untyped-call]
+    return cross_entropy
+
+
+class _InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, target)
+        ctx.log_p = log_p = _log_softmax(logits)
+        if target.ndim == 1 or target.numel() <= _LARGE:
+            return _of_log_p(log_p, target)
+        rows = max(1, _LARGE // target.shape[1])  # of which products stay in the cache
+        return torch.cat([*map(_of_log_p, log_p.split(rows), target.split(rows))])
+
+    @staticmethod
+    def backward(ctx: Any, on_each: Tensor) -> tuple[Tensor, None]:
+        logits, target = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            cross_entropy = _of_log_p(_log_softmax(logits), target)
+            return torch.autograd.grad(cross_entropy, logits, on_each, create_graph=True)[0], None
+        log_p, ctx.log_p = ctx.log_p, None  # not there any more, if asked for again
+        p = (_log_softmax(logits) if log_p is None else log_p).exp_()
+        on_each = on_each.unsqueeze(1)
+        if target.ndim == 1:
+            return p.mul_(on_each).scatter_add_(1, target.unsqueeze(1), -on_each), None
+        return p.mul_(on_each * target.sum(1, keepdim=True)).addcmul_(target, on_each, value=-1), None
 
 
 def _class_id_error(low: int, high: int, classes: int) -> ValueError:

@@ -180,7 +180,7 @@ def weighted_cross_entropy(
     else:
         divisor = _divisor(reduction, cross_entropy, weight)
         product = None if weight is None else _dot(cross_entropy, weight, divisor, waits=True)
-        if product is not None and ids:  # all is finite, and a softmax hides nothing
+        if product is not None and isinstance(head, Categorical):  # all is finite, and it hides nothing
             return product
         loss = weighted(cross_entropy, weight).sum() / divisor if product is None else product
     if not torch.compiler.is_compiling():
@@ -226,9 +226,9 @@ def linear_cross_entropy(
         mask: (...), bool, True where an example counts. The others are left out before anything is computed.
         reduction: as in `weighted_cross_entropy`.
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · y + ε/K.
-        chunk_size: examples whose logits are held at a time (about four tensors of that size). None takes as
-            many as have 2²⁴ logits together, 64 MiB in float32 (on a GPU four times as many), but no fewer
-            than 64: each chunk goes once over the whole matrix and its gradient.
+        chunk_size: examples whose logits are held at a time (about two tensors of that size on a CPU, four
+            elsewhere). None takes as many as have 2²⁴ logits together, 64 MiB in float32 (on a GPU four times
+            as many), but no fewer than 64: each chunk goes once over the whole matrix and its gradient.
 
     Returns:
         The loss in nats. A batch in which no example counts gives 0 with zero gradient.
@@ -431,6 +431,7 @@ def _by_chunks(
                 on_matrix += on_logits.T @ x[rows]
             if on_bias is not None:
                 on_bias += on_logits.sum(0, dtype=wide)
+            del logits, chunk, on_logits  # before the next chunk's are made
     if coefficient is None:
         return cross_entropy, None
     return cross_entropy, tuple(
@@ -516,12 +517,11 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
 
 def _hides(head: Head, logits: Tensor, target: Tensor, weight: Tensor | None, cross_entropy: Tensor) -> bool:
     """Whether a product with 0 hides from the loss what would still make the gradient NaN."""
-    softmax, dense = isinstance(head, Categorical), target.is_floating_point()
-    if softmax and not dense and math.isfinite(cross_entropy.detach().sum().item()):
-        return False  # a softmax hides nothing from a class
-    if dense and not bool(target.isfinite().all()):
-        return True
     if bool(cross_entropy.isnan().any()):
+        return True
+    if isinstance(head, Categorical):
+        return False  # a softmax hides nothing
+    if target.is_floating_point() and not bool(target.isfinite().all()):
         return True
     nothing = cross_entropy == 0
     if weight is not None:
@@ -529,8 +529,6 @@ def _hides(head: Head, logits: Tensor, target: Tensor, weight: Tensor | None, cr
     if not bool(nothing.any()):
         return False
     seen = logits[nothing]
-    if softmax and bool((seen == -math.inf).all(-1).any()):  # forbids all classes
-        return True
     return bool((seen.isnan() | (seen == math.inf)).any())
 
 
@@ -551,6 +549,4 @@ def _not_finite(**values: Tensor | None) -> ValueError:
             elif name == "cross_entropy":
                 why = ": its logits overflow, or all are −inf"
             return ValueError(f"the loss must be finite: {name} is {found} at {index}{why}")
-    return ValueError(
-        "the loss must be finite: weight × cross_entropy overflows, or all logits of a row are −inf"
-    )
+    return ValueError("the loss must be finite: weight × cross_entropy overflows")

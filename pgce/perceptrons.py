@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Perceptron", "has_hooks", "linear_tanh"]
+__all__ = ["Perceptron", "has_hooks", "is_plain", "linear_tanh"]
 
 
 class Perceptron(nn.Sequential):
@@ -28,7 +28,7 @@ class Perceptron(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output."""
         layers = [*self._modules.values()]
-        plain = _is_plain(x)
+        plain = is_plain(x) and x.ndim == 2 and not torch.is_autocast_enabled("cpu")
         n = 0
         while n < len(layers):
             layer: Any = layers[n]
@@ -86,13 +86,18 @@ class _LinearTanh(torch.autograd.Function):
         return g.mm(weight) if ctx.needs_input_grad[0] else None, on_weight, g.sum(0)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether a CPU computes, and nobody looks at every operation or changes it."""
+def is_plain(x: Tensor) -> bool:
+    """Whether a CPU computes, and nobody looks at every operation or changes it.
+
+    Example:
+        >>> import torch
+        >>> from pgce.perceptrons import is_plain
+        >>> is_plain(torch.zeros(2, 2))
+        True
+    """
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
-        and x.ndim == 2
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None

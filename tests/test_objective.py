@@ -27,8 +27,10 @@ def assert_same(ours, theirs, logits):
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_equals_torch_on_1000_random_cases(block):
+def test_equals_torch_on_1000_random_cases(block, monkeypatch):
     """Index, dense, smoothed and class-weighted cross-entropy, BCE and MSE: 100 batches a block."""
+    if block % 2:  # as of large batches
+        monkeypatch.setattr("pgce.heads._LARGE", 1)
     generator = torch.Generator().manual_seed(block)
 
     def normal(*shape):
@@ -194,6 +196,55 @@ def test_gradcheck(head):
     target, examples = torch.rand(shape, dtype=DOUBLE), head.examples(logits)
     weight = torch.randn(examples, dtype=DOUBLE)
     assert torch.autograd.gradcheck(lambda z: wce(z, target, weight, head=head), logits)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_gradient_made_in_place_can_be_had_again_and_differentiated(ids, monkeypatch):
+    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    logits, label, weight = batch(size=6)
+    target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
+    loss = wce(logits, target, weight)
+    first, again = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    total = sum(_one_by_one(logits, target, weight))
+    torch.testing.assert_close(first, torch.autograd.grad(total / 6, logits)[0], rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda z: wce(z, target, weight), logits)
+
+
+def _one_by_one(logits, target, weight):
+    """w · H by the definition, an example at a time."""
+    for z, y, w in zip(logits, target, weight, strict=True):
+        log_p = z - z.exp().sum().log()
+        yield -w * (log_p[y] if y.ndim == 0 else (y * log_p).sum())
+
+
+@pytest.mark.parametrize("large", [1, 2**16])
+def test_what_forbids_a_class_and_what_is_no_number(large, monkeypatch):
+    monkeypatch.setattr("pgce.heads._LARGE", large)
+    logits = torch.tensor([[0.0, -math.inf], [1.0, 2.0]], requires_grad=True)
+    rows = torch.tensor([[1.0, 0.0], [0.5, -2.0]], requires_grad=True)
+    log_p = torch.tensor([1.0, 2.0]).log_softmax(0)
+    for target in (rows, rows.detach()):
+        each = Categorical().cross_entropy(logits, target)
+        torch.testing.assert_close(each, torch.stack([torch.tensor(0.0), -0.5 * log_p[0] + 2 * log_p[1]]))
+        (gradient,) = torch.autograd.grad(each.sum(), logits, retain_graph=True)
+        torch.testing.assert_close(gradient[1], -1.5 * log_p.exp() - torch.tensor([0.5, -2.0]))
+        assert gradient[0].tolist() == [0.0, 0.0]
+        if target.requires_grad:  # to a head a target is no constant
+            torch.testing.assert_close(torch.autograd.grad(each.sum(), rows)[0][1], -log_p)
+    for bad_logits, bad_rows, expected in [
+        (logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]]), math.inf),
+        (torch.full((2, 2), -math.inf), torch.zeros(2, 2), math.nan),
+        (torch.tensor([[math.nan, 0.0], [0.0, 0.0]]), torch.zeros(2, 2), math.nan),
+        (logits, torch.tensor([[math.nan, 0.0], [1.0, 0.0]]), math.nan),
+        (logits, torch.tensor([[0.0, math.inf], [1.0, 0.0]]), math.nan),
+    ]:
+        given = bad_logits.detach().requires_grad_()
+        torch.testing.assert_close(
+            Categorical().cross_entropy(given, bad_rows)[0].item(), expected, equal_nan=True
+        )
+        with pytest.raises(ValueError, match="the loss must be finite"):
+            wce(given, bad_rows, torch.tensor([1.0, 1.0]))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum"])
