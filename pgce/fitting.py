@@ -111,7 +111,8 @@ def fit(
     """Train `model` in place by weighted cross-entropy; every epoch sees each example once, in random order.
 
     Args:
-        model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`.
+        model: (B, ...) -> logits (B, K), or what the head reads. Moved to `device`, and trained in training
+            mode; of a model in that mode, parts that are not (a frozen batch norm's running mean) stay so.
         data: (inputs, targets) or (inputs, targets, sample_weight), arrays or tensors; a mapping with
             "input" and columns by name; a Dataset or a DataLoader of such (its first batch is looked at
             before the first epoch, so that a stream is begun once more); or a `Batch`, which a DataLoader
@@ -266,6 +267,7 @@ class _Fitting:
 
     def __post_init__(self) -> None:
         self.model, self.stack = self.trainer.model, self.trainer.optimizer
+        self.still = [part for part in self.model.modules() if self.model.training and not part.training]
         self.name, self.main = next(iter(self.trainer.terms.items()))
         self.column = self.main.target if isinstance(self.main.target, str) else "target"
         self.classifies = isinstance(plain(self.main.head), Categorical)
@@ -335,6 +337,8 @@ class _Fitting:
         for values in (self.losses, self.hits, self.whole):
             values.clear()
         self.model.train()
+        for part in self.still:
+            part.training = False
         source, place, size = self.source, self.place, self.batch_size
         if isinstance(source, Batch):
             index = self.sampler(source, self.generator).to(place)

@@ -135,8 +135,15 @@ def test_regression_and_yes_or_no():
 def test_layers_that_are_in_evaluation_mode_stay_so():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
     model[1].eval()
-    pgce.evaluate(model, (torch.eye(2), torch.arange(2)))
+    data = torch.eye(2), torch.arange(2)
+    pgce.evaluate(model, data)
     assert [module.training for module in model.modules()] == [True, True, False]
+    pgce.fit(model, data, epochs=2, device="cpu")
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert model[1].num_batches_tracked == 0
+    pgce.fit(model.eval(), data, epochs=2, device="cpu")  # none of it was held back
+    assert [module.training for module in model.modules()] == [True, True, True]
+    assert model[1].num_batches_tracked == 2
 
 
 def test_numpy_predicts_in_evaluation_mode_and_leaves_the_mode():
