@@ -24,8 +24,9 @@ _PLACE = {"dtype", "layout", "device", "pin_memory"}  # of tensors made from not
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _CONSTANT = {"arange", "full", "full_like", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
 # Operations that torch's Python functions of that name do with the same arguments, called faster.
-_DIRECT = {"add", "addmm", "bmm", "div", "dot", "exp", "ge", "gt", "le", "log", "lt", "mm", "mul", "neg"}
-_DIRECT |= {"sigmoid", "sub", "where"}
+_EACH = {"add", "div", "exp", "ge", "gt", "le", "log", "lt", "mul", "neg", "sigmoid", "sub", "where"}
+_DIRECT = _EACH | {"addmm", "bmm", "dot", "mm"}
+_IN_PLACE = _EACH | {"tanh_backward"}  # may leave each number where they read it
 
 
 class Tape(TorchDispatchMode):
@@ -101,7 +102,7 @@ class Tape(TorchDispatchMode):
         memory = _Memory(self._operations, {_home(value) for value in results}, constants)
         calls: list[Callable[[], object]] = []
         for n, (func, args, kwargs, outputs) in enumerate(self._operations):
-            memory.begin(n)
+            memory.begin(n, self._operations[n])
             made = {_home(value) for value in outputs}
             read = {_home(value) for value in _tensors((args, kwargs))}
             # Views are there already, and empty memory is: the next operation writes it.
@@ -145,11 +146,25 @@ class _Memory:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._free: dict[int, list[torch.UntypedStorage]] = defaultdict(list)
 
-    def begin(self, n: int) -> None:
-        """Give memory to what operation n makes."""
+    def begin(self, n: int, operation: Any) -> None:
+        """Give memory to what operation n makes: if it can, where it reads what nobody else will."""
         for home, size in self._made[n].items():
+            if (read := self._read_last(n, *operation)) is not None:
+                self._over[n].remove(read)
+                self._storages[home] = self._storages[read]
+                continue
             free = [] if home in self._constants else self._free[size]
             self._storages[home] = free.pop() if free else torch.UntypedStorage(size)
+
+    def _read_last(self, n: int, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> int | None:
+        """A storage of which each number may be overwritten by what is computed of it."""
+        if func.overloadpacket.__name__ not in _IN_PLACE or _home(outputs[0]) in self._constants:
+            return None
+        layouts: dict[int, set[Any]] = defaultdict(set)
+        for value in _tensors((args, kwargs)):
+            layouts[_home(value)].add(_layout(value))
+        over = [home for home in self._over[n] if home in self._storages]
+        return next((home for home in over if layouts[home] == {_layout(outputs[0])}), None)
 
     def end(self, n: int) -> None:
         """Take the memory of what operation n was the last to use."""
@@ -175,6 +190,12 @@ class _Memory:
 def _home(value: Tensor) -> int:
     """The storage of a tensor; views share one."""
     return cast("int", value.untyped_storage()._cdata)
+
+
+def _layout(value: Tensor) -> tuple[Any, ...]:
+    """How a tensor lies in its storage, and how long that is."""
+    place = value.shape, value.stride(), value.storage_offset()
+    return value.dtype, *place, value.untyped_storage().nbytes()
 
 
 def _tensors(values: Any) -> Iterable[Tensor]:

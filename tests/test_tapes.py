@@ -453,6 +453,31 @@ def test_no_row_and_a_mask_are_steps_too():
     assert trainer.step(none)["label"].loss.item() == 0
 
 
+def test_numbers_are_left_where_they_were_read_if_nobody_else_reads_them():
+    def computed(x):
+        twice = 2 * x
+        chain = ((twice + 1).exp() - 0.5) / 3
+        square = chain.t() * chain  # reads each place twice
+        rows = square[:1] * square
+        whole = (rows + rows[0, 0]) * (twice > 1)
+        return [whole, torch.where(twice > 0, whole, twice), twice - 1]
+
+    x = torch.randn(3, 3)
+    with Tape() as tape:
+        taken = computed(x)
+    play, found = tape.close(taken)
+    for _ in range(3):
+        x.normal_()
+        play()
+        for one, other in zip(found, computed(x), strict=True):
+            assert torch.equal(one, other)
+    with Tape() as tape:
+        y = (2 * x + 1).exp()
+    play, _ = tape.close([y])
+    calls = play.__closure__[0].cell_contents
+    assert len({call.keywords["out"].data_ptr() for call in calls}) == 1 < len(calls)
+
+
 def test_what_operations_write_without_giving_it_is_no_constant():
     x = torch.ones(3)
     with Tape() as tape:
