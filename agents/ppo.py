@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "max_grad_norm": 1.0, "update_epochs": 20, "num_minibatches": 16, "log_std_init": 0.0},
     "Swimmer-v5": {**_ROBOT, "num_envs": 4, "num_steps": 1024, "learning_rate": 6e-4, "gamma": 0.9999,
                    "gae_lambda": 0.98, "num_minibatches": 16, "log_std_init": 0.0},
+    **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0", "pgce/Reverse8x10-v0"), _TOKENS),
 }
 # fmt: on
 

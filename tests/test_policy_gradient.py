@@ -54,6 +54,8 @@ def test_a_preset_is_the_default_of_the_command_line_and_can_be_overridden(tmp_p
         for env_id, preset in kind.PRESETS.items():
             assert kind.preset(env_id, seed=3).seed == 3
             assert set(preset) <= set(kind.__dataclass_fields__), env_id
+        for task in ("Copy-v0", "Reverse-v0", "Reverse8x10-v0"):  # as docs/results.md says
+            assert kind.preset(f"pgce/{task}").network == "transformer"
 
 
 def test_normalisation_is_that_of_all_observations_seen():
