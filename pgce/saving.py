@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pgce import processes, weights
@@ -144,7 +145,7 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
+        return {"tensor": _to_json(value.detach().cpu().numpy())}
     if isinstance(value, np.ndarray):
         return {"array": _to_json(value.tolist()), "dtype": str(value.dtype)}
     if isinstance(value, tuple):
@@ -165,6 +166,8 @@ def _from_json(value: Any) -> Any:
         return [_from_json(item) for item in value]
     if not isinstance(value, dict):
         return value
+    if "tensor" in value:
+        return torch.from_numpy(_from_json(value["tensor"]))
     if "array" in value:
         return np.asarray(value["array"], dtype=np.dtype(value["dtype"]))
     if "tuple" in value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -590,6 +591,19 @@ def test_saved_regressor_and_own_module(tmp_path):
         CheckpointError, match=r"the saved network does not fit: 'network.weight' has shape \(1, 2\), not"
     ):
         pgce.load(tmp_path, module=nn.Linear(3, 1))
+
+
+def test_tensors_of_an_estimator_are_tensors_when_it_is_loaded(tmp_path):
+    X, y, _ = regression()
+    how = {"epochs": 2, "random_state": 0, "device": "cpu", "warm_start": True}
+    fitted = Regressor(huber_delta=0.5, **how).fit(X, y)
+    loaded = pgce.load(pgce.save(fitted, tmp_path / "regressor"))
+    assert loaded.evaluate(X, y) == fitted.evaluate(X, y)
+    loaded.set_params(early_stopping=True).fit(X, y)
+    rule = partial(pgce.weights.per_class, class_weight=torch.tensor([1.0, 3.0]))
+    fitted = Classifier(weight=rule, **how).fit(X, y > 0)
+    loaded = pgce.load(pgce.save(fitted, tmp_path / "classifier"))
+    np.testing.assert_array_equal(loaded.fit(X, y > 0).predict(X), fitted.fit(X, y > 0).predict(X))
 
 
 def test_what_cannot_be_saved_is_named(tmp_path):
