@@ -380,9 +380,11 @@ class Optimizer:
         if not math.isfinite(self._grad_norm):
             self.drop_gradients()
             self.skipped += 1
-            if self._scaler is not None and self._scaler.get_scale() >= 2:
-                self._scaler.update(self._scaler.get_scale() / 2)  # in all processes
-                return
+            if self._scaler is not None:
+                scale = self._scaler.get_scale()
+                self._scaler.update(max(scale / 2, 1.0))  # in all processes
+                if scale >= 2:
+                    return
             self._in_a_row += 1
             if self._in_a_row <= self.max_skips:
                 return

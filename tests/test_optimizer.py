@@ -353,6 +353,24 @@ def test_the_gradient_scaler_goes_on(tmp_path):
         half()[1].load_state_dict(bad)
 
 
+def test_a_scale_of_one_is_not_to_blame_for_a_gradient_that_is_not_finite():
+    model = nn.Linear(2, 1)
+    optimizer = Optimizer(model.parameters(), "sgd", precision="float16", max_skips=2)
+
+    def step(x):
+        optimizer.scaled(model(torch.full((1, 2), x)).sum()).backward()
+        optimizer.step()
+
+    for _ in range(16 + 2):  # from a scale of 2 ** 16 on, and two that may be left out
+        step(math.nan)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="the gradient must be finite: its norm is nan"):
+            step(math.nan)
+    step(1.0)
+    assert (optimizer.steps, optimizer.skipped) == (1, 20)
+    assert optimizer.state_dict()["scaler"]["scale"] == 1
+
+
 def change(state, path, value):
     """The state with another value at a path of keys; None takes the key out."""
     state = copy.deepcopy(state)
