@@ -491,7 +491,7 @@ def pinball(cross_entropy: Tensor, batch: Columns, *, tau: float) -> Tensor:
     if not 0 < tau < 1:
         raise ValueError(f"tau lies in (0, 1): it is {tau}")
     below = batch["y"] < batch["logits"]
-    return torch.where(below, 1 - tau, tau).to(cross_entropy.dtype)
+    return torch.full_like(cross_entropy, tau).masked_fill(below, 1 - tau)
 
 
 def clipped(

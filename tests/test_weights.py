@@ -53,6 +53,12 @@ def test_a_product_of_rules_takes_columns_and_leaves_ones_out():
         product("each")(torch.ones(3, 2), batch)
 
 
+def test_quantiles_and_expectiles_weigh_in_double_precision_where_all_is():
+    y, mean = torch.tensor([1.0, -1.0]).double(), torch.zeros(2).double()
+    assert weights.pinball(y, {"y": y, "logits": mean}, tau=0.9).tolist() == [0.9, 1 - 0.9]
+    assert weights.expectile(y, {"y": y, "logits": mean}, tau=0.9).tolist() == [2 * 0.9, 2 * (1 - 0.9)]
+
+
 def test_class_weights_by_frequency():
     number = torch.tensor([90.0, 9.0, 1.0], dtype=torch.float64)
     inverse = weights.inverse_frequency(number)
