@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from inspect import signature
@@ -231,22 +232,19 @@ def fit(
             fitting.watch(patience, monitor, mode)
     if compile:
         model.compile()
-    if isinstance(log, (str, Path)):
-        logger: Logger | None = Logger(Path(log) if processes.rank() == 0 else None)
-    else:
-        logger = log if log is None or isinstance(log, Logger) else log()
-    fitting.logger = logger
-    if isinstance(checkpoints, (str, Path)):
-        of = _identity(source, batch_size, trainer, sampler=sampler, augment=augment)
-        fitting.keep(Checkpoints(Path(checkpoints)).together(), of)
-    elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
-        fitting.keep(checkpoints(), of={})
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
-    with forked, fast_products(_multiplications(model, source, batch_size)):
+    with forked, fast_products(_multiplications(model, source, batch_size)), ExitStack() as opened:
+        if isinstance(log, (str, Path)):
+            fitting.logger = opened.enter_context(Logger(Path(log) if processes.rank() == 0 else None))
+        else:
+            fitting.logger = log if log is None or isinstance(log, Logger) else log()
+        if isinstance(checkpoints, (str, Path)):
+            of = _identity(source, batch_size, trainer, sampler=sampler, augment=augment)
+            fitting.keep(Checkpoints(Path(checkpoints)).together(), of)
+        elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
+            fitting.keep(checkpoints(), of={})
         torch.manual_seed(seed + 1_000_003 * processes.rank())
         fitting.run()
-    if logger is not None and isinstance(log, (str, Path)):
-        logger.close()
     return fitting.history
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import threading
 from functools import partial
 
 import numpy as np
@@ -654,6 +655,14 @@ def test_sequences_stay_whole_and_their_steps_are_judged(masked):
     with torch.no_grad():
         right = (model(x).argmax(-1) == y)[mask if masked else ...].double().mean().item()
     assert history["val_accuracy"][-1] == pytest.approx(right)
+
+
+def test_a_log_is_closed_also_where_training_fails(tmp_path):
+    data, threads = (torch.randn(16, 2), torch.arange(16) % 2), threading.active_count()
+    how = {"epochs": 3, "learning_rate": 1e30, "optimizer": "sgd", "log": tmp_path, "device": "cpu"}
+    with pytest.raises(FloatingPointError):
+        pgce.fit(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), data, **how)
+    assert threading.active_count() == threads  # each open log has one that writes
 
 
 def test_a_metric_of_one_s_own_has_a_direction_and_is_logged(tmp_path):
