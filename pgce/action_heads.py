@@ -20,8 +20,8 @@ from torch import Tensor
 from pgce.heads import (
     Categorical,
     PolicyHead,
-    _log_softmax,
     _of_ids,
+    _of_rows,
     _p_and_p_log_p,
     _room,
     _same_device,
@@ -109,7 +109,7 @@ class MultiCategorical:
             return _added(_of_ids(block, part).sum(-1) for block, part in zip(blocks, parts, strict=True))
         if target.shape == logits.shape and target.is_floating_point():
             rows = self._blocks(target.to(blocks[0].dtype))
-            return _added(_of_rows(block, row) for block, row in zip(blocks, rows, strict=True))
+            return _added(_of_rows(block, row).sum(-1) for block, row in zip(blocks, rows, strict=True))
         raise ValueError(
             f"a target is integer class ids of shape {ids} or floating rows of shape {tuple(logits.shape)}: "
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}"
@@ -626,13 +626,6 @@ def _added(values: Iterable[Tensor]) -> Tensor:
 def _side_by_side(rows: Sequence[Tensor], axes: int = 1) -> Tensor:
     """Rows whose last `axes` axes are flattened, one after another on the last axis."""
     return torch.cat([row.flatten(-axes) for row in rows], -1)
-
-
-def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
-    """−Σ y log p of logits and dense values (..., n, K)."""
-    # Selected, not multiplied: 0 · log 0 is 0, where 0 × −∞ is NaN.
-    log_p = _log_softmax(logits).masked_fill(target == 0, 0)
-    return -(target * log_p).sum((-2, -1))
 
 
 def _is_statistics(logits: Tensor, target: Tensor) -> bool:

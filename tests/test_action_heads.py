@@ -238,6 +238,12 @@ def test_dense_rows_of_choices_are_ids():
     torch.testing.assert_close(head.cross_entropy(logits, -2 * rows), -2 * head.cross_entropy(logits, ids))
 
 
+@pytest.mark.parametrize("logit", [math.nan, -math.inf])
+def test_choices_without_a_distribution_are_nan_also_where_the_row_is_zero(logit):
+    logits = torch.cat([torch.full((1, 2), logit), torch.zeros(1, 3)], 1)
+    assert MultiCategorical((2, 3)).cross_entropy(logits, torch.zeros(1, 5)).isnan()
+
+
 @pytest.mark.parametrize("kind", [SquashedGaussian, Beta])
 def test_bounded_samples_follow_their_density(kind):
     """Kolmogorov–Smirnov against the integrated density, at the level of one in a million, and the mean."""
