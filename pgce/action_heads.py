@@ -135,7 +135,7 @@ class MultiCategorical:
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """p ∘ (log p + H_c), shape (..., ΣK): signed, and its cross-entropy has the gradient of H."""
-        return _side_by_side([Categorical().entropy_target(block) for block in self._blocks(logits)], 2)
+        return _side_by_side(Categorical().entropy_target(block) for block in self._blocks(logits))
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class ids (..., C) drawn from p, int64, by the exponential race (argmax of p_k / E_k)."""
@@ -149,7 +149,7 @@ class MultiCategorical:
 
     def mean(self, logits: Tensor) -> Tensor:
         """The probabilities p of each component, shape (..., ΣK)."""
-        return _side_by_side([Categorical().mean(block) for block in self._blocks(logits)], 2)
+        return _side_by_side(Categorical().mean(block) for block in self._blocks(logits))
 
     def _blocks(self, flat: Tensor) -> list[Tensor]:
         """(..., ΣK) -> views (..., n, K), one for each run of n neighbours of equal size K."""
@@ -515,7 +515,7 @@ class Joint:
 
     def examples(self, logits: Tensor) -> torch.Size:
         """Shape (...) of the examples in logits (..., L)."""
-        width = sum(math.prod(block.logits) for block in self._blocks)
+        width = self._width("logits")
         if logits.ndim == 0 or logits.shape[-1] != width:
             raise ValueError(
                 f"logits end in the {width} numbers of {len(self.parts)} parts: "
@@ -560,24 +560,19 @@ class Joint:
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """Statistics (..., S) whose cross-entropy has the gradient of H."""
-        rows = [head.entropy_target(own) for head, own in self._heads(logits)]
-        return self._flat(rows, [block.statistics for block in self._blocks])
+        return _flat(logits, [head.entropy_target(own) for head, own in self._heads(logits)])
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Actions (..., A) drawn from p."""
-        rows = [head.sample(own, generator) for head, own in self._heads(logits)]
-        return self._flat(rows, [block.action for block in self._blocks])
+        return _flat(logits, [head.sample(own, generator) for head, own in self._heads(logits)])
 
     def mode(self, logits: Tensor) -> Tensor:
         """The parts' modes, (..., A)."""
-        rows = [head.mode(own) for head, own in self._heads(logits)]
-        return self._flat(rows, [block.action for block in self._blocks])
+        return _flat(logits, [head.mode(own) for head, own in self._heads(logits)])
 
     def mean(self, logits: Tensor) -> Tensor:
         """The parts' means, flattened, one after another: probabilities where outcomes are classes."""
-        examples = self.examples(logits)
-        rows = [head.mean(own) for head, own in self._heads(logits)]
-        return self._flat(rows, [tuple(row.shape[len(examples) :]) for row in rows])
+        return _flat(logits, [head.mean(own) for head, own in self._heads(logits)])
 
     def _width(self, layout: str) -> int:
         return sum(math.prod(getattr(block, layout)) for block in self._blocks)
@@ -606,15 +601,6 @@ class Joint:
             f"{(*examples, self._width('statistics'))}: target has shape {tuple(target.shape)}"
         )
 
-    def _flat(self, rows: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """The parts' (..., *shape) side by side, in the widest of their types."""
-        return _side_by_side(
-            [
-                row.unsqueeze(-1) if shape == () else row.flatten(-len(shape))
-                for row, shape in zip(rows, shapes, strict=True)
-            ]
-        )
-
 
 def _added(values: Iterable[Tensor]) -> Tensor:
     first, *rest = values
@@ -623,9 +609,15 @@ def _added(values: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _side_by_side(rows: Sequence[Tensor], axes: int = 1) -> Tensor:
-    """Rows whose last `axes` axes are flattened, one after another on the last axis."""
-    return torch.cat([row.flatten(-axes) for row in rows], -1)
+def _side_by_side(blocks: Iterable[Tensor]) -> Tensor:
+    """Blocks (..., n, K) -> (..., ΣK), one after another."""
+    return torch.cat([block.flatten(-2) for block in blocks], -1)
+
+
+def _flat(logits: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Parts (..., *shape) of the examples of logits (..., L) side by side, in the widest of their types."""
+    axes = logits.ndim - 1
+    return torch.cat([part.unsqueeze(-1) if part.ndim == axes else part.flatten(axes) for part in parts], -1)
 
 
 def _is_statistics(logits: Tensor, target: Tensor) -> bool:
