@@ -84,10 +84,9 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
         action_space: Discrete | Box,
     ) -> None:
         num_envs = at_least(1, "num_envs", num_envs)
-        if max_episode_steps is not None and max_episode_steps != -1 and max_episode_steps < 1:
-            raise ValueError(
-                f"max_episode_steps is at least 1, or None or -1 for no limit: it is {max_episode_steps!r}"
-            )
+        self._limit: int | None = None
+        if max_episode_steps is not None and max_episode_steps != -1:
+            self._limit = at_least(1, "max_episode_steps (None or -1 is no limit)", max_episode_steps)
         self.num_envs = num_envs
         self._mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self._mode}
@@ -95,7 +94,6 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
-        self._limit = None if max_episode_steps == -1 else max_episode_steps
         self._choices = np.uint64(action_space.n if isinstance(action_space, Discrete) else 0)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._over = np.zeros(num_envs, np.bool_)  # whose episode ended, and the next has not begun

@@ -409,7 +409,9 @@ def test_the_options_given_are_left_as_they_are():
         ({"num_envs": 0}, "num_envs is a whole number, at least 1: it is 0"),
         ({"num_envs": 2.0}, r"num_envs is a whole number, at least 1: it is 2\.0"),
         ({"num_envs": True}, "num_envs is a whole number, at least 1: it is True"),
-        ({"max_episode_steps": 0}, "max_episode_steps is at least 1, or None or -1 for no limit: it is 0"),
+        ({"max_episode_steps": 0}, r"max_episode_steps \(None or -1 is no limit\) .* at least 1: it is 0"),
+        ({"max_episode_steps": 2.5}, r"max_episode_steps .* is a whole number, at least 1: it is 2\.5"),
+        ({"max_episode_steps": "9"}, "max_episode_steps .* is a whole number, at least 1: it is '9'"),
         ({"autoreset_mode": "sometimes"}, "'sometimes' is not a valid AutoresetMode"),
     ],
 )
