@@ -118,7 +118,8 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         self.metadata = {**one.metadata, "autoreset_mode": autoreset_mode}
         self.render_mode = one.render_mode
         self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
-        one.close()
+        with suppress(Exception):  # what was learned of it is no worse for it
+            one.close()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._guard(name, restarts, autoreset_mode)

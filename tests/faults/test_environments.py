@@ -292,7 +292,7 @@ class Unlucky(gym.Env):
 def unlucky(monkeypatch):
     spec = EnvSpec("pgce-test/Unlucky-v0", entry_point=Unlucky, disable_env_checker=True)
     monkeypatch.setitem(gym.registry, spec.id, spec)
-    return lambda fails: make(spec.id, 2, vectorization="sync", fails=fails)
+    return lambda fails, how="sync": make(spec.id, 2, vectorization=how, fails=fails)
 
 
 def test_an_environment_that_cannot_be_made_is_named(unlucky):
@@ -314,6 +314,9 @@ def test_what_cannot_be_closed_is_warned_of(unlucky):
     envs = unlucky("close")
     with pytest.warns(RuntimeWarning, match="environment [01] of .*Unlucky-v0 cannot be closed: KeyError"):
         envs.close()
+    envs = unlucky("close", "async")
+    envs.reset(seed=1)
+    envs.close()
 
 
 @pytest.mark.parametrize(
