@@ -19,23 +19,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "linear_cross_entropy": "pgce.objective",
-    "weighted_cross_entropy": "pgce.objective",
-    "Batch": "pgce.trainer",
-    "Term": "pgce.trainer",
-    "Trainer": "pgce.trainer",
-    "train": "pgce.trainer",
-    "Classifier": "pgce.estimators",
-    "Regressor": "pgce.estimators",
-    "load": "pgce.saving",
-    "save": "pgce.saving",
-    "History": "pgce.fitting",
-    "evaluate": "pgce.fitting",
-    "fit": "pgce.fitting",
-    "predict": "pgce.fitting",
-    "predict_proba": "pgce.fitting",
+_NAMES = {
+    "objective": ("linear_cross_entropy", "weighted_cross_entropy"),
+    "trainer": ("Batch", "Term", "Trainer", "train"),
+    "estimators": ("Classifier", "Regressor"),
+    "saving": ("load", "save"),
+    "fitting": ("History", "evaluate", "fit", "predict", "predict_proba"),
 }
+_HOME = {name: f"pgce.{module}" for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Batch",
     "Classifier",
