@@ -35,20 +35,17 @@ _GAIN = 0.9
 
 # By entry point, not by id: an id may be registered anew, with another environment behind it.
 _VECTOR_VERSIONS = {
-    f"gymnasium.envs.{theirs}": f"pgce.envs.{ours}"
-    for theirs, ours in (
-        ("classic_control.cartpole:CartPoleEnv", "classic_control:CartPoleVectorEnv"),
-        ("classic_control.acrobot:AcrobotEnv", "classic_control:AcrobotVectorEnv"),
-        ("classic_control.mountain_car:MountainCarEnv", "classic_control:MountainCarVectorEnv"),
-        (
-            "classic_control.continuous_mountain_car:Continuous_MountainCarEnv",
-            "classic_control:MountainCarContinuousVectorEnv",
-        ),
-        ("classic_control.pendulum:PendulumEnv", "classic_control:PendulumVectorEnv"),
-        ("toy_text.frozen_lake:FrozenLakeEnv", "toy_text:FrozenLakeVectorEnv"),
-        ("toy_text.cliffwalking:CliffWalkingEnv", "toy_text:CliffWalkingVectorEnv"),
-        ("toy_text.taxi:TaxiEnv", "toy_text:TaxiVectorEnv"),
-        ("toy_text.blackjack:BlackjackEnv", "toy_text:BlackjackVectorEnv"),
+    f"gymnasium.envs.{kind}.{module}:{theirs}Env": f"pgce.envs.{kind}:{ours}VectorEnv"
+    for kind, module, theirs, ours in (
+        ("classic_control", "cartpole", "CartPole", "CartPole"),
+        ("classic_control", "acrobot", "Acrobot", "Acrobot"),
+        ("classic_control", "mountain_car", "MountainCar", "MountainCar"),
+        ("classic_control", "continuous_mountain_car", "Continuous_MountainCar", "MountainCarContinuous"),
+        ("classic_control", "pendulum", "Pendulum", "Pendulum"),
+        ("toy_text", "frozen_lake", "FrozenLake", "FrozenLake"),
+        ("toy_text", "cliffwalking", "CliffWalking", "CliffWalking"),
+        ("toy_text", "taxi", "Taxi", "Taxi"),
+        ("toy_text", "blackjack", "Blackjack", "Blackjack"),
     )
 }
 
