@@ -358,7 +358,6 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
 
     def reset_async(self, seed: Any = None, options: dict[str, Any] | None = None) -> None:
         """Tell all environments, or those of `options["reset_mask"]`, to reset."""
-        self._assert_is_running()
         self._idle()
         seeds, self._asked, options = self._plan(seed, options)
         self._ask(("reset", self._asked, {i: (self._seed_of(i, seeds[i]), options) for i in self._asked}))
@@ -370,6 +369,8 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         return fresh if seed is None else seed
 
     def _idle(self) -> None:
+        """Refuse to ask when closed, after a fault, and while something else is to be waited for."""
+        self._assert_is_running()
         self._usable()
         if self._state != AsyncState.DEFAULT:
             raise gym.error.AlreadyPendingCallError(
@@ -394,7 +395,6 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
 
     def step_async(self, actions: Any) -> None:
         """Tell each environment to step, or to reset where its episode has ended."""
-        self._assert_is_running()
         self._idle()
         self._begin_step(actions)
         each = actions if isinstance(actions, np.ndarray) else list(iterate(self.action_space, actions))
@@ -440,7 +440,6 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
 
     def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:
         """Call a method of each environment, or get an attribute."""
-        self._assert_is_running()
         self._idle()
         self._ask(("call", range(self.num_envs), [(name, args, kwargs)] * self.num_envs))
         self._state = AsyncState.WAITING_CALL
@@ -453,7 +452,6 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of each environment, to a value of its own where a list or tuple is given."""
-        self._assert_is_running()
         self._idle()
         each = values if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(each) != self.num_envs:
