@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -551,7 +552,22 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         restarts: int = 0,
     ) -> None:
-        SyncVectorEnv.__init__(self, env_fns, autoreset_mode=autoreset_mode)
+        made: list[gym.Env[Any, Any]] = []
+
+        def kept(make: Make) -> gym.Env[Any, Any]:
+            made.append(make())
+            return made[-1]
+
+        try:
+            SyncVectorEnv.__init__(
+                self, [partial(kept, make) for make in env_fns], autoreset_mode=autoreset_mode
+            )
+        except BaseException:
+            for env in made:
+                with suppress(Exception):
+                    env.close()
+            raise
+        self.env_fns = env_fns
         self._guard(name, restarts, autoreset_mode)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

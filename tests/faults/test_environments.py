@@ -301,6 +301,20 @@ def test_an_environment_that_cannot_be_made_is_named(unlucky):
     assert "raise KeyError" in told.value.trace
 
 
+def test_those_that_were_made_are_closed_where_one_cannot_be():
+    closed = []
+
+    class Counted(Unlucky):
+        def close(self):
+            closed.append(self)
+            raise KeyError("no display")
+
+    makes = [lambda: Counted("nothing"), lambda: Counted("nothing"), lambda: Unlucky("init")]
+    with pytest.raises(KeyError, match="no display"):
+        GuardedSyncVectorEnv(makes, "Unlucky-v0")
+    assert len(closed) == 2
+
+
 @pytest.mark.parametrize("where", ["reset", "step"])
 def test_an_environment_does_not_end_the_program(unlucky, where):
     envs = unlucky(where)
