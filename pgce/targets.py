@@ -193,7 +193,8 @@ def draw(label: Tensor, noise: Tensor, generator: torch.Generator | None = None)
     References:
         Xie et al. (2016), DisturbLabel: regularizing CNN on the loss layer.
     """
-    rows = one_hot(label, len(checked_noise(noise)), noise.dtype).flatten(0, -2) @ noise
+    classes = len(checked_noise(noise))
+    rows = one_hot(label, classes, noise.dtype).reshape(-1, classes) @ noise
     return torch.multinomial(rows, 1, generator=generator).view(label.shape)
 
 

@@ -60,6 +60,7 @@ def test_labels_are_drawn_from_their_row():
     frequency = torch.stack([(drawn == k).double().mean(0) for k in range(3)], 1)
     error = (noise * (1 - noise) / 100_000).sqrt()
     assert ((frequency - noise).abs() <= 5 * error + 1e-7).all()
+    assert draw(torch.tensor(1), noise).tolist() == 1
 
 
 def test_mixup_is_a_convex_combination_of_two_examples():
