@@ -70,7 +70,7 @@ class Agent(Learner):
     env_kwargs: EnvKwargs = dataclasses.field(default_factory=dict)
     """Arguments that all environments are made with: max_episode_steps 500 is_slippery false, say."""
     total_timesteps: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 200_000
-    """Environment steps to take at most."""
+    """Environment steps to take at most, but one rollout in any case."""
     num_envs: int = 16
     """Environments stepped together (N)."""
     num_steps: int = 128
