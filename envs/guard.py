@@ -43,7 +43,7 @@ class EnvironmentFault(RuntimeError):
         message: what happened, where.
         index: which environment.
         seed: of its last reset that had one; None is none.
-        episode: the how manieth since that reset, from 1.
+        episode: its number since that reset, from 1.
         step: in the episode, from 1; 0 is its reset.
         trace: the environment's traceback, or the stack of its process; "" where there is none.
 

@@ -550,7 +550,7 @@ def predict_proba(
     """The head's mean for each input, on the CPU: probabilities (B, K) of a classifier.
 
     Args:
-        model: as the other arguments, those of `predict`.
+        model: in evaluation mode for the time of the call.
         inputs: an array or tensor (B, ...), or a mapping of such; or data as `fit` takes it (a mapping with
             "input").
         head: what the logits mean; None is `Categorical()`.

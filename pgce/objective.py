@@ -95,9 +95,9 @@ def _dot(
     waits: bool = False,
     looks: bool = True,
 ) -> Tensor | None:
-    """The same by one dot product, where that is the faster way, and no w, H or 0 × ∞ in it is not finite.
+    """The same by one dot product; None where that is slower, or if it is not finite, by 0 × ∞ say.
 
-    On a GPU only if it `waits` for the device.
+    On a GPU only if it `waits` for the device. Without `looks` it is not asked whether it is finite.
     """
     few = cross_entropy.numel() <= _FEW and (waits or cross_entropy.is_cpu)
     if not few or torch.compiler.is_compiling():
