@@ -74,6 +74,7 @@ class Lock:
 
     Args:
         folder: of the run.
+        patience: seconds to wait for it. Who lists runs has it for less, to see whether it is held.
 
     Raises:
         ValueError: another run holds it.
@@ -91,15 +92,22 @@ class Lock:
         >>> Lock(folder).release()
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = 0.5) -> None:
         self._file: IO[str] | None = (folder / "run.lock").open("a+")
-        try:
-            _lock(self._file)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise ValueError(f"one run at a time has a folder: {str(folder)!r} is that of {holder}") from None
+        ends = time.monotonic() + patience
+        while True:
+            try:
+                _lock(self._file)
+                break
+            except OSError:
+                if time.monotonic() < ends:
+                    time.sleep(0.01)
+                    continue
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                self._file.close()
+                told = f"one run at a time has a folder: {str(folder)!r} is that of {holder}"
+                raise ValueError(told) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

@@ -76,7 +76,7 @@ class Record:
         if self.result:
             return f"finished ({self.result.get('stopped', '?')})"
         try:
-            Lock(self.path).release()
+            Lock(self.path, patience=0).release()
         except ValueError:
             return "running"
         except OSError:  # a folder that is not ours to write
