@@ -57,18 +57,14 @@ class Batch:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        size = len(self)
-        for name, column in self.columns.items():
-            self._check(name, column, size)
-        if self.mask is not None:
-            self._check("mask", self.mask, size)
-            if self.mask.dtype != torch.bool:
-                raise ValueError(f"a mask is boolean: it has dtype {self.mask.dtype}")
-
-    @staticmethod
-    def _check(name: str, column: Tensor, size: int) -> None:
-        if column.shape[:1] != (size,):
-            raise ValueError(f"one row an example: input has {size}, {name} has shape {tuple(column.shape)}")
+        size, mask = len(self), self.mask
+        for name, column in (*self.columns.items(), *([] if mask is None else [("mask", mask)])):
+            if column.shape[:1] != (size,):
+                raise ValueError(
+                    f"one row an example: input has {size}, {name} has shape {tuple(column.shape)}"
+                )
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"a mask is boolean: it has dtype {mask.dtype}")
 
     def __len__(self) -> int:
         """B, masked examples included."""
