@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -92,10 +93,7 @@ def actor_critic(
     with_critic = agent.critic if critic is None else critic
     normalize = Normalize(seen.vector) if agent.norm_obs and seen.vector else None
     first = None if normalize is None else Torso([normalize], seen.vector)
-
-    def body() -> tuple[nn.Module, int]:
-        return _body(agent, envs.single_observation_space, seen)
-
+    body = partial(_body, agent, envs.single_observation_space, seen)
     torso, width, parts = first, seen.size, 1
     if agent.memory is not None or agent.shared_torso:
         networks: list[nn.Module] = []
