@@ -211,6 +211,19 @@ def test_a_gradient_made_in_place_can_be_had_again_and_differentiated(ids, monke
     assert torch.autograd.gradgradcheck(lambda z: wce(z, target, weight), logits)
 
 
+@pytest.mark.parametrize("ids", [True, False])
+def test_hooks_see_the_gradient_once_also_where_it_is_to_be_differentiated(ids, monkeypatch):
+    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    given, label, weight = batch(size=6)
+    target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
+    logits, seen = 1 * given, []
+    logits.register_hook(seen.append)
+    logits.retain_grad()
+    (gradient,) = torch.autograd.grad(wce(logits, target, weight), given, create_graph=True)
+    assert len(seen) == 1
+    assert torch.equal(logits.grad, gradient)
+
+
 def _one_by_one(logits, target, weight):
     """w · H by the definition, an example at a time."""
     for z, y, w in zip(logits, target, weight, strict=True):
