@@ -100,6 +100,8 @@ def is_plain(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of `is_grads_batched`
+        and torch.autograd.forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
     )
 

@@ -224,6 +224,25 @@ def test_hooks_see_the_gradient_once_also_where_it_is_to_be_differentiated(ids, 
     assert torch.equal(logits.grad, gradient)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself calls
+@pytest.mark.parametrize("ids", [True, False])
+def test_gradients_of_many_at_once_and_forwards(ids, monkeypatch):
+    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    logits, label, _ = batch(size=6)
+    target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
+    each = Categorical().cross_entropy(logits, target)
+    (all_of_them,) = torch.autograd.grad(
+        each, logits, torch.eye(6, dtype=DOUBLE), is_grads_batched=True, retain_graph=True
+    )
+    for n in range(6):
+        (gradient,) = torch.autograd.grad(each[n], logits, retain_graph=True)
+        torch.testing.assert_close(all_of_them[n], gradient, rtol=1e-12, atol=1e-12)
+    with torch.autograd.forward_ad.dual_level():
+        moving = torch.autograd.forward_ad.make_dual(logits, torch.ones_like(logits))
+        change = torch.autograd.forward_ad.unpack_dual(Categorical().cross_entropy(moving, target)).tangent
+        torch.testing.assert_close(change, all_of_them.sum((0, 2)), rtol=1e-12, atol=1e-12)
+
+
 def _one_by_one(logits, target, weight):
     """w · H by the definition, an example at a time."""
     for z, y, w in zip(logits, target, weight, strict=True):

@@ -115,6 +115,17 @@ def test_there_are_second_derivatives():
     assert torch.autograd.gradgradcheck(network, x)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself calls
+def test_derivatives_are_taken_forwards():
+    network, x = mlp(5, 3), torch.randn(64, 5)
+    changes = []
+    with torch.autograd.forward_ad.dual_level():
+        for model in (network, by_torch(network)):
+            y = model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            changes.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*changes)
+
+
 @pytest.mark.parametrize("layer", [True, False])
 def test_hooks_are_called(layer):
     network, seen = mlp(5, 3), []
