@@ -685,7 +685,10 @@ def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
 
 def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
     """−Σ_k y_k log p_k of logits and rows (..., K)."""
-    if target.requires_grad or not _has_gradient(logits):
+    if target.requires_grad:
+        log_p = _log_softmax(logits)  # of which 0 · log 0 has no gradient, where 0 × −∞ has NaN
+        return _of_log_p(log_p.masked_fill((target == 0) & (log_p == -math.inf), 0), target)
+    if not _has_gradient(logits):
         return _of_log_p(_log_softmax(logits), target)
     if logits.ndim == 2:
         return _in_place(logits, target)
