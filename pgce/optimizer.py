@@ -190,6 +190,7 @@ class Optimizer:
         """Lay the parameters, and their gradients, into flat ones."""
         self._flat, self._values, self._views = _flatten(self._parameters)
         self._places = [value.data_ptr() for value in self._values]
+        self._frozen: list[Tensor] = []  # values that someone has frozen since
 
     @property
     def grad_norm(self) -> float:
@@ -204,7 +205,7 @@ class Optimizer:
     @property
     def constants(self) -> tuple[object, ...]:
         """What a recorded update depends on, beside tensors that change in place."""
-        return self._loads, self.max_grad_norm
+        return self._loads, self.max_grad_norm, *(value.data_ptr() for value in self._frozen)
 
     @property
     def scales(self) -> bool:
@@ -396,13 +397,20 @@ class Optimizer:
             if scale < 1:
                 for gradient in gradients:
                     gradient.mul_(scale)
-        self._torch_step()
+        self._move(self._torch_step)
         self.drop_gradients()
         if self._scaler is not None:
             self._scaler.update()
         self.steps += 1
         for average, flat in zip(self._average, self._flat, strict=False):
             average.lerp_(flat.detach(), self._share(self.steps))
+
+    def _move(self, update: Callable[[], object]) -> None:
+        """An update that leaves frozen parameters alone, which momentum and decay would still move."""
+        kept = [value.clone() for value in self._frozen]
+        update()
+        for value, before in zip(self._frozen, kept, strict=True):
+            value.copy_(before)
 
     def _torch_step(self) -> None:
         """The update as torch makes it; a CPU replays a fused one, to whose kernel torch takes a long way."""
@@ -450,7 +458,7 @@ class Optimizer:
         how.found_inf = self.not_finite
         if self.max_grad_norm is not None:
             how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
-        how.step()
+        self._move(how.step)
         how.grad_scale = how.found_inf = None
         self.drop_gradients()
         for average, flat in zip(self._average, self._flat, strict=False):
@@ -526,12 +534,17 @@ class Optimizer:
     def adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer.
 
-        So do the parameters.
+        So do the parameters; those that do not require a gradient any more are left alone by updates.
 
         Raises:
             ValueError: a parameter has another shape, type or device than it had.
         """
-        for parameter, place, view in zip(self._parameters, self._places, self._views, strict=True):
+        self._frozen = []
+        for n, (parameter, place, view) in enumerate(
+            zip(self._parameters, self._places, self._views, strict=True)
+        ):
+            if not parameter.requires_grad:
+                self._frozen.append(self._values[n])
             if parameter.data_ptr() != place:
                 self._take_back(parameter)
             if parameter.grad is not view:

@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -533,6 +534,18 @@ def test_a_stack_may_be_of_a_part_of_the_model():
     pgce.fit(model, (X, Y), optimizer=stack, epochs=1, device="cpu")
     assert torch.equal(model[0].weight, network(0)[0].weight)
     assert not torch.equal(model[2].weight, network(0)[2].weight)
+
+
+def test_a_layer_that_is_frozen_after_an_epoch_stays_as_it_is():
+    model, seen = network(0), []
+
+    def after(row, report):
+        seen.append([layer.weight.detach().clone() for layer in (model[0], model[2])])
+        model[0].requires_grad_(row["epoch"] < 2)
+
+    pgce.fit(model, (X, Y), epochs=4, batch_size=3, after=after, device="cpu")
+    assert [not torch.equal(a[0], b[0]) for a, b in pairwise(seen)] == [True, False, False]
+    assert [not torch.equal(a[1], b[1]) for a, b in pairwise(seen)] == [True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,33 @@ def test_frozen_parameters_and_two_dtypes():
         assert before[name].dtype == after[name].dtype
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs", "options"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.9}),
+        ("adam", torch.optim.Adam, {}),
+        ("adamw", torch.optim.AdamW, {"weight_decay": 0.5}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.9}),
+    ],
+)
+def test_what_is_frozen_meanwhile_does_not_move(name, theirs, options):
+    ours_model, their_model = network(), network()
+    ours = Optimizer(ours_model.parameters(), name, learning_rate=0.01, **options)
+    other = theirs(their_model.parameters(), lr=0.01, **options)
+    for n in range(8):
+        for model in (ours_model, their_model):
+            model[0].requires_grad_(n < 4)
+        frozen = ours_model[0].weight.detach().clone()
+        ours_model(INPUT).square().sum().backward()
+        ours.step()
+        assert torch.equal(ours_model[0].weight, frozen) == (n >= 4)
+        other.zero_grad()
+        their_model(INPUT).square().sum().backward()
+        other.step()
+    for a, b in zip(ours_model.parameters(), their_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
 def test_gradients_that_someone_dropped_or_replaced_still_count():
     ours, same = network(), network()
     a, b = (Optimizer(m.parameters(), "sgd", learning_rate=0.1) for m in (ours, same))
