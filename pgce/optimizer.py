@@ -58,7 +58,8 @@ class Optimizer:
     (or after 100 updates). With `max_skips`, float16 or several processes each update is waited for.
 
     Args:
-        parameters: of a model that is already on its device. Those without `requires_grad` are left alone.
+        parameters: of a model that is already on its device. Those without `requires_grad` are left alone; if
+            they are to learn later, that takes another stack.
         name: "adam", "adamw", "sgd", "rmsprop" or "adadelta".
         learning_rate: step size, > 0, before the schedule.
         schedule: the factor on the learning rate, see `schedule_factor`. Whoever knows how far training is
@@ -133,7 +134,9 @@ class Optimizer:
         if max_skips < 0:
             raise ValueError(f"zero or more updates in a row may be left out: max_skips is {max_skips}")
         self.max_skips = max_skips
-        self._parameters = [p for p in parameters if p.requires_grad]
+        every = [*parameters]
+        self._parameters = [p for p in every if p.requires_grad]
+        self._others = [p for p in every if not p.requires_grad]
         if not self._parameters:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         self._lay()
@@ -537,8 +540,14 @@ class Optimizer:
         So do the parameters; those that do not require a gradient any more are left alone by updates.
 
         Raises:
-            ValueError: a parameter has another shape, type or device than it had.
+            ValueError: a parameter has another shape, type or device than it had, or one that was left alone
+                requires a gradient now.
         """
+        if late := sum(parameter.requires_grad for parameter in self._others):
+            raise ValueError(
+                "what is to learn requires a gradient when the optimizer is made: "
+                f"{late} of the parameters that it left alone do so now (fit once more, or make another)"
+            )
         self._frozen = []
         for n, (parameter, place, view) in enumerate(
             zip(self._parameters, self._places, self._views, strict=True)

@@ -548,6 +548,20 @@ def test_a_layer_that_is_frozen_after_an_epoch_stays_as_it_is():
     assert [not torch.equal(a[1], b[1]) for a, b in pairwise(seen)] == [True, True, True]
 
 
+def test_a_layer_that_would_learn_from_now_on_is_told():
+    model = network(0)
+    model[0].requires_grad_(False)
+
+    def after(row, report):
+        model[0].requires_grad_(True)
+
+    told = "2 of the parameters that it left alone do so now"
+    with pytest.raises(ValueError, match=told):
+        pgce.fit(model, (X, Y), epochs=3, after=after, device="cpu")
+    pgce.fit(model, (X, Y), epochs=3, device="cpu")
+    assert not torch.equal(model[0].weight, network(0)[0].weight)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
