@@ -126,7 +126,8 @@ def fit(
             a "sample_weight" that neither `weight` nor `terms` read, it is warned.
         terms: several weighted cross-entropies instead of the one that the last three name. Validation is by
             the first; of the others it tells the mean cross-entropy, if their target is a column.
-        sampler: which examples an epoch sees (`pgce.samplers`); a DataLoader and a Dataset have their own.
+        sampler: which examples of data in memory an epoch sees (`pgce.samplers`); a DataLoader has its own, a
+            Dataset is shuffled, and a stream in order.
         augment: (inputs, targets, generator) -> both changed, such as `targets.mixup`; before each step.
         validation: held-out data, evaluated after every epoch, with the averaged weights if there are any.
             They are scored, and `augment` changes, the column that `target` names; "target" if it is a rule.
@@ -204,6 +205,11 @@ def fit(
         processes.first(tensor)
     generator = torch.Generator().manual_seed(seed)
     source = as_source(data, place, batch_size, generator)
+    if sampler is not shuffled and not isinstance(source, Batch):
+        raise ValueError(
+            "a sampler is of data in memory: these come from a "
+            f"{type(data).__name__}, for whose DataLoader torch has samplers of its own"
+        )
     held_out = None if validation is None else as_source(validation, place, batch_size)
     first = _first(source, place, "data")
     if terms is None:

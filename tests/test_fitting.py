@@ -394,6 +394,17 @@ def test_augmentation_and_sampling():
     assert number.max() < 1.4 * number.min()
 
 
+@pytest.mark.parametrize("sampler", [balanced, weighted])
+def test_a_sampler_is_refused_where_others_choose_the_examples(sampler):
+    told = TensorDataset(*digits(), torch.rand(len(digits()[0]), dtype=DOUBLE))
+    for data in (DataLoader(told, 50), list_dataset(*digits())):
+        with pytest.raises(
+            ValueError, match=f"in memory: these come from a {type(data).__name__}, for whose"
+        ):
+            fitted(data, sampler=sampler)
+    fitted(told, sampler=sampler)
+
+
 def test_correcting_twice_is_warned_of():
     inputs, labels = digits()
     rule = partial(per_class, class_weight=torch.ones(10))
