@@ -71,11 +71,14 @@ class Tape(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.whole:
             given = result if isinstance(result, (tuple, list)) else [result]
-            outputs = [value.detach() for value in _tensors(result)]  # kept so, autograd may still reuse it
-            self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
-            self._operations.append((func, args, kwargs or {}, outputs))
             told = all(value is None or _is_plain(value) for value in given)
             self.possible = told and not _depends(func, args)
+            if self.possible:
+                outputs = [
+                    value.detach() for value in _tensors(result)
+                ]  # kept so, autograd may still reuse it
+                self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
+                self._operations.append((func, args, kwargs or {}, outputs))
             self.whole = self.possible and self._bytes <= _MOST
             if not self.whole:
                 self._operations.clear()

@@ -257,6 +257,16 @@ def test_what_changes_is_noticed():
     assert not torch.equal(network[2].bias, before)
 
 
+def test_a_step_with_sparse_gradients_is_taken_once():
+    layers = nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.BatchNorm1d(20), nn.Linear(20, 3)
+    network = nn.Sequential(*layers)
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters(), "sgd"))
+    batch = Batch(torch.arange(40).view(8, 5) % 9, {"action": torch.arange(8) % 3})
+    for n in range(1, 4):
+        trainer.step(batch)
+        assert network[2].num_batches_tracked == n
+
+
 @pytest.mark.parametrize("change", ["rate", "layer"])
 def test_settings_and_layers_that_change_are_noticed(change):
     network, batch = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9), nn.Tanh()), batches([16])[0]
