@@ -447,6 +447,7 @@ class _Fitting:
         return {
             "of": self.of,
             "model": self.model.state_dict(),
+            "frozen": [name for name, p in self.model.named_parameters() if not p.requires_grad],
             "optimizer": self.stack.state_dict(),
             "history": asdict(self.history),
             "best": self.best,
@@ -468,6 +469,8 @@ class _Fitting:
             raise ValueError(f"a checkpoint goes on with the same data and settings: {differ}{where}")
         check_like("model", state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
+        for name in state.get("frozen", ()):
+            self.model.get_parameter(name).requires_grad_(False)
         self.stack.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
         self.best.update({name: value.to(self.place) for name, value in state["best"].items()})

@@ -559,6 +559,19 @@ def test_a_layer_that_is_frozen_after_an_epoch_stays_as_it_is():
     assert [not torch.equal(a[1], b[1]) for a, b in pairwise(seen)] == [True, True, True]
 
 
+def test_what_was_frozen_is_so_after_a_checkpoint(tmp_path):
+    def after(row, report):
+        model[0].requires_grad_(row["epoch"] < 2)
+
+    how = {"batch_size": 3, "after": after, "device": "cpu"}
+    model = whole = network(0)
+    pgce.fit(model, (X, Y), epochs=4, **how)
+    for epochs in (2, 4):
+        model = network(0)
+        pgce.fit(model, (X, Y), epochs=epochs, checkpoints=tmp_path, **how)
+    assert all(map(torch.equal, model.parameters(), whole.parameters()))
+
+
 def test_a_layer_that_would_learn_from_now_on_is_told():
     model = network(0)
     model[0].requires_grad_(False)
