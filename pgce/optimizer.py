@@ -141,7 +141,9 @@ class Optimizer:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         self._lay()
         self.device = self._flat[0].device
-        if name in _FUSED:
+        # By torch 2.13's fused SGD parameters of half precision stay where they are, on a CPU.
+        lost = name == "sgd" and self.device.type == "cpu" and any(p.element_size() < 4 for p in self._flat)
+        if name in _FUSED and not lost:
             options = {"fused": True, **options}
         can_wait = bool(options.get("fused")) and not max_skips and precision != "float16"
         self.defers = self.device.type in _UNWAITED and can_wait and processes.size() == 1

@@ -100,6 +100,23 @@ def test_frozen_parameters_and_two_dtypes():
         assert before[name].dtype == after[name].dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_models_of_half_precision_learn_by_sgd(momentum, dtype):
+    ours_model, their_model = network(dtype), network(dtype)
+    ours = Optimizer(ours_model.parameters(), "sgd", learning_rate=0.05, momentum=momentum)
+    other = torch.optim.SGD(their_model.parameters(), lr=0.05, momentum=momentum)
+    for _ in range(5):
+        ours_model(INPUT.to(dtype)).float().square().mean().backward()
+        ours.step()
+        other.zero_grad()
+        their_model(INPUT.to(dtype)).float().square().mean().backward()
+        other.step()
+    assert not torch.equal(ours_model[0].weight, network(dtype)[0].weight)
+    for a, b in zip(ours_model.parameters(), their_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.01, atol=0.005)
+
+
 @pytest.mark.parametrize(
     ("name", "theirs", "options"),
     [
