@@ -626,7 +626,11 @@ def _outputs(
     source = as_source(data, place, batch_size)
     with evaluating(model), fast_products(_multiplications(model, source, batch_size)):
         for batch in pieces(source, place, batch_size):
-            outputs, examples = model(batch.input), batch.counted()
+            try:
+                outputs, examples = model(batch.input), batch.counted()
+            except RuntimeError:
+                _check_dtype(model, batch, "data")
+                raise
             for (output, column), (logits, targets) in zip(wanted, found, strict=True):
                 read = _one_of(outputs, output)
                 logits.append(read if batch.mask is None else read[batch.mask])
@@ -736,13 +740,7 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
         # A sum is finite where every value is, unless it overflows; and costs a tenth of looking at each.
         if values.is_floating_point() and not (values.sum().isfinite() or values.isfinite().all()):
             raise ValueError(f"{name}: inputs, targets and weights are finite: one holds NaN or infinity")
-    expected = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    for values in inputs:
-        if values.is_floating_point() and len(expected) == 1 and values.dtype not in expected:
-            raise ValueError(
-                f"{name}: inputs and model are of one dtype: inputs are {values.dtype}, "
-                f"the model is {expected.pop()}"
-            )
+    _check_dtype(model, batch, name)
     rows = batch.rows(slice(2))
     examples = rows.counted()
     read: set[str] = set()
@@ -759,6 +757,17 @@ def _check(model: nn.Module, terms: Mapping[str, Term], batch: Batch, name: str)
         shapes = ", ".join(str(tuple(values.shape)) for values in inputs)
         raise ValueError(f"{name}: the model does not take inputs of shape {shapes}: {error}") from error
     return read
+
+
+def _check_dtype(model: nn.Module, batch: Batch, name: str) -> None:
+    """Refuse inputs of another precision than the model's, of which torch tells two matrices."""
+    expected = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for values in batch.input.values() if isinstance(batch.input, dict) else [batch.input]:
+        if values.is_floating_point() and len(expected) == 1 and values.dtype not in expected:
+            raise ValueError(
+                f"{name}: inputs and model are of one dtype (NumPy's float64 is taken as float32): "
+                f"inputs are {values.dtype}, the model is {expected.pop()}"
+            )
 
 
 def _check_term(name: str, term: Term, logits: Tensor, batch: Batch, whole: Batch, read: set[str]) -> None:

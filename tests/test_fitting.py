@@ -480,6 +480,7 @@ X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)
         ((X, Y), {"batch_size": 0}, "batch_size is 0"),
         ((X, Y), {"optimizer": "sdg"}, "it is 'sdg'"),
         ((X.float(), Y), {}, "inputs are torch.float32, the model is torch.float64"),
+        ((X.numpy(), Y), {}, r"\(NumPy's float64 is taken as float32\): inputs are torch.float32"),
         ((X[:, :5], Y), {}, r"the model does not take inputs of shape \(6, 5\)"),
         ((X, Y), {"validation": (X.float(), Y)}, "validation: inputs and model are of one dtype"),
         (pgce.Batch(X, {"target": Y}, torch.zeros(6, dtype=torch.bool)), {}, "all 6 are masked"),
@@ -530,6 +531,18 @@ def test_fit_refuses_before_the_first_step(data, options, message):
         pgce.fit(model, data, device="cpu", **options)
     for a, b in zip(model.parameters(), network(0).parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("inputs", [X.float(), X.numpy()])
+def test_evaluation_refuses_inputs_of_another_precision(inputs):
+    told = "data: inputs and model are of one dtype .* inputs are torch.float32, the model is torch.float64"
+    for call in (
+        partial(pgce.evaluate, network(0), (inputs, Y)),
+        partial(pgce.predict, network(0), inputs),
+        partial(pgce.predict_proba, network(0), inputs),
+    ):
+        with pytest.raises(ValueError, match=told):
+            call()
 
 
 def test_a_stack_of_another_model_is_refused():
