@@ -637,7 +637,18 @@ def _outputs(
                 targets.append(torch.empty(0) if column is None else _column(examples, column))
     if not found[0][0]:
         raise ValueError(f"{_NO_BATCH}: this one has none")
-    return [(torch.cat(logits), torch.cat(targets)) for logits, targets in found]
+    return [(_in_one(logits), _in_one(targets)) for logits, targets in found]
+
+
+def _in_one(parts: Sequence[Tensor]) -> Tensor:
+    """What batches have, one after the other."""
+    shapes = sorted({tuple(part.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise ValueError(
+            "batches that are evaluated have examples of one shape, or masks (B, L) of the steps that count: "
+            f"these give {shapes[0]} and {shapes[-1]}"
+        )
+    return torch.cat([*parts])
 
 
 def _column(batch: Batch, name: str, rule: str = "a target is the name of a column") -> Tensor:

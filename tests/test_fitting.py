@@ -729,6 +729,18 @@ def test_a_log_is_closed_also_where_training_fails(tmp_path):
     assert threading.active_count() == threads  # each open log has one that writes
 
 
+def test_batches_of_sequences_of_several_lengths_are_evaluated_by_their_masks():
+    model = nn.Embedding(9, 3)
+    tokens = [torch.arange(2 * length).view(2, length) % 9 for length in (3, 4)]
+    plain = [(x, x % 3) for x in tokens]
+    with pytest.raises(ValueError, match=r"masks \(B, L\) .* these give \(3, 3\) and \(4, 3\)"):
+        pgce.evaluate(model, DataLoader(plain, batch_size=None))
+    masked = [pgce.Batch(x, {"target": y}, torch.ones_like(x, dtype=torch.bool)) for x, y in plain]
+    x = torch.cat([x.flatten() for x in tokens])
+    scores = pgce.evaluate(model, DataLoader(masked, batch_size=None))
+    assert scores == pytest.approx(pgce.evaluate(model, (x, x % 3)))
+
+
 def test_a_metric_of_one_s_own_has_a_direction_and_is_logged(tmp_path):
     inputs, labels = digits()
     data = (inputs, labels)
