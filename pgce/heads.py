@@ -731,9 +731,7 @@ class _InPlace(torch.autograd.Function):
         logits, target = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_plain(on_each):  # it is to be differentiated, or one of many
             with torch.enable_grad():
-                z = logits.view_as(
-                    logits
-                )  # whose gradient is not that of the logits, for which hooks are called
+                z = logits.view_as(logits)  # whose gradient calls no hooks: those of the logits come after
                 cross_entropy = _of_log_p(_log_softmax(z), target)
                 return torch.autograd.grad(cross_entropy, z, on_each, create_graph=True)[0], None
         log_p, ctx.log_p = ctx.log_p, None  # not there any more, if asked for again

@@ -74,9 +74,7 @@ class Tape(TorchDispatchMode):
             told = all(value is None or _is_plain(value) for value in given)
             self.possible = told and not _depends(func, args)
             if self.possible:
-                outputs = [
-                    value.detach() for value in _tensors(result)
-                ]  # kept so, autograd may still reuse it
+                outputs = [value.detach() for value in _tensors(result)]  # autograd may still reuse it
                 self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
                 self._operations.append((func, args, kwargs or {}, outputs))
             self.whole = self.possible and self._bytes <= _MOST
