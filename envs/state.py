@@ -180,6 +180,8 @@ def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -
     if isinstance(thing, _ENVIRONMENTS):
         if "own" in state:
             own_setter: Any = thing
+            if not hasattr(thing, "set_state"):
+                raise ValueError(f"the state is of another environment: {name} has no set_state")
             own_setter.set_state(state["own"])
             return thing
         own = dict(_changing(vars(thing)))

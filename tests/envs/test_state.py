@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 
 from pgce.checkpoint import load_checkpoint, save_checkpoint
-from pgce.envs import state
+from pgce.envs import make, state
 from pgce.envs.guard import GuardedSyncVectorEnv
 from pgce.envs.state import exactness, get_state, set_state
 
@@ -191,3 +191,13 @@ def test_members_of_an_enum_are_saved(tmp_path):
     others.envs[0].phase = None
     with pytest.raises(ValueError, match=r"place of another: .*phase is NoneT"):
         set_state(others, get_state(envs))
+
+
+@pytest.mark.parametrize("kinds", [("sync", "auto"), ("auto", "sync")])
+def test_the_state_of_environments_that_are_stepped_otherwise_is_refused(kinds):
+    """With a ValueError, by which a run that goes on in them begins new episodes."""
+    one, other = (make("CartPole-v1", 2, vectorization=kind) for kind in kinds)
+    one.reset(seed=1)
+    other.reset(seed=1)
+    with pytest.raises(ValueError, match="the state is of another environment"):
+        set_state(other, get_state(one))
