@@ -261,8 +261,8 @@ class _Training:
         check_like("model", state["model"], self.model.state_dict())
         self.model.load_state_dict(state["model"])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
-        if self.agent.lag > 1:
-            self.acting.load_state_dict(state["acting"])
+        if self.agent.lag > 1:  # where there was none, the policy that acted was the model's own
+            self.acting.load_state_dict(state["acting"] or self.model.policy.state_dict())
         fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
         reseed, level = int(fresh.generate_state(1)[0]), state["level"]
         try:

@@ -13,7 +13,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pgce.agents import PPO, Supervised
+from pgce.agents import PPO, Supervised, VTrace
 from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
 
@@ -252,6 +252,15 @@ def test_a_change_that_is_allowed_is_remembered(tmp_path):
     assert "--gamma 0.9 " in second["command"]
     assert "--gamma 0.9 " not in first["command"]
     assert 4_000 < run.result["steps"] <= 5_000
+
+
+def test_a_run_goes_on_with_a_policy_that_lags_behind(tmp_path):
+    def run(**settings):
+        return VTrace(**{**SHORT, "runs_dir": str(tmp_path), "policy_lag": 1, **settings}).train()
+
+    run()
+    allowed = "policy_lag", "total_timesteps"
+    assert run(policy_lag=4, total_timesteps=4_000, allow_change=allowed).result["steps"] > 3_000
 
 
 def test_resume_must_or_never(tmp_path, done):
