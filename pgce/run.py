@@ -38,6 +38,8 @@ if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
 __all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 
+_TELLS = "config.json", "versions.json", "command.txt", "attempts.json", "result.json"
+"""Files in which an attempt tells what it is, and what came of it."""
 _STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
 
 
@@ -225,6 +227,7 @@ class Run:
         self._signals: list[int] = []
         self._stops: _Stops | None = None
         self._lock: Lock | None = None
+        self._before: dict[str, bytes] = {}
         self.path, self.attempt = Path(), 1
         told: dict[str, Any] = {}
         try:
@@ -260,6 +263,8 @@ class Run:
         self._lock = Lock(self.path)
         attempts = self._resumed()
         self.attempt = len(attempts) + 1
+        files = [self.path / name for name in _TELLS]
+        self._before = {file.name: file.read_bytes() for file in files if file.exists()}
         self.write("config.json", settings.configuration)
         self.write("versions.json", _versions())
         (self.path / "command.txt").write_text(settings.command() + "\n")
@@ -316,7 +321,7 @@ class Run:
         try:
             yield
         except BaseException:
-            self.__exit__()
+            self.__exit__(*sys.exc_info())
             raise
 
     def restored(self, seconds: float, spent: Mapping[str, float]) -> None:
@@ -326,8 +331,13 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *exception: object) -> None:
+        from pgce.checkpoint import CheckpointError, write_file
+
         self.logger.close()
+        if kind is not None and issubclass(kind, CheckpointError):  # what is there is of other settings
+            for name, content in self._before.items():
+                write_file(self.path / name, content)
         if self._stops is not None:
             self._stops.restore()
         self._release()

@@ -254,6 +254,27 @@ def test_a_change_that_is_allowed_is_remembered(tmp_path):
     assert 4_000 < run.result["steps"] <= 5_000
 
 
+@pytest.mark.parametrize("learner", ["ppo", "supervised"])
+def test_a_change_that_does_not_fit_leaves_the_folder_as_it_was(learner, tmp_path):
+    def run(**settings):
+        if learner == "ppo":
+            return agent(tmp_path, **settings).train()
+        how = {"quiet": True, "device": "cpu", "runs_dir": str(tmp_path), "run": "it", "epochs": 2}
+        return Supervised(**{**how, **settings}).train("iris")
+
+    def told():
+        files = (tmp_path / "it").iterdir()
+        return {file.name: file.read_bytes() for file in files if file.suffix in (".json", ".jsonl", ".txt")}
+
+    run()
+    before = told()
+    assert {"config.json", "result.json", "command.txt"} <= before.keys()
+    with pytest.raises(ValueError, match="does not fit"):
+        run(hidden_sizes=(8,), allow_change=("hidden_sizes",))
+    assert told() == before
+    assert run().attempt == 2
+
+
 def test_a_run_goes_on_with_a_policy_that_lags_behind(tmp_path):
     def run(**settings):
         return VTrace(**{**SHORT, "runs_dir": str(tmp_path), "policy_lag": 1, **settings}).train()
