@@ -83,6 +83,8 @@ class BC(Minibatched):
             )
         if self.beta is not None and self.expert:
             raise ValueError(f"beta weighs recorded behaviour, not an expert that acts: beta is {self.beta}")
+        if once := self.schedules.keys() & {"beta", "gamma", "max_weight"}:
+            raise ValueError(f"recorded actions are weighed once, before training: schedules has {min(once)}")
 
     def train(
         self,

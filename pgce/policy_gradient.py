@@ -201,7 +201,7 @@ class Agent(Learner):
 
     def _check_schedules(self) -> None:
         """Refuse what cannot fall, and what would fall out of its range."""
-        fixed = {field.name for field in dataclasses.fields(Learner)} | {"log_std_init"}
+        fixed = {field.name for field in dataclasses.fields(Learner)} | {"log_std_init", "step_timeout"}
         if self.norm_reward:
             fixed.add("gamma")  # whose rewards' scale is of all the run
         can = [

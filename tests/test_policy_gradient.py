@@ -500,6 +500,7 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
         (PPO, {"schedules": {"num_envs": "linear"}}, "clip_coef.*: it is 'num_envs'"),
         (PPO, {"schedules": {"clip_coeff": "linear"}}, "it is 'clip_coeff'"),
         (PPO, {"schedules": {"max_grad_norm": "linear"}}, "it is 'max_grad_norm'"),
+        (PPO, {"schedules": {"step_timeout": "linear"}}, "it is 'step_timeout'"),
         (PPO, {"schedules": {"clip_vloss": "linear"}}, "it is 'clip_vloss'"),
         (A2C, {"schedules": {"clip_coef": "linear"}}, "it is 'clip_coef'"),
         (PPO, {"schedules": {"clip_coef": "step"}}, "the schedule of clip_coef is one of .* it is 'step'"),
