@@ -63,7 +63,9 @@ def parse(
     called = kind if isinstance(kind, type) else _later(kind)
     try:
         with redirect_stderr(told):
-            options: dict[str, Any] = {"prog": prog, "description": description, "default": default}
+            options: dict[str, Any] = {"prog": prog, "description": description}
+            if default is not None:  # None would be one, of which what is required is a part
+                options["default"] = default
             result: Any = tyro.cli(called, args=list(words), return_unknown_args=unknown, **options)  # type: ignore[call-overload]
     except SystemExit as ended:
         if ended.code:
@@ -224,9 +226,11 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
 def _short(told: str) -> str:
     """A message of tyro's without its frame: what is wrong, what may be meant, where there is help."""
     lines = [line.strip("│╭╰╮╯─ ") for line in told.splitlines()]
-    wrong = " ".join(itertools.takewhile(bool, lines[1:])) or told.strip()
+    lines = [line if line.strip("-") else "" for line in lines]  # rules, where the output is not UTF-8
+    body = itertools.dropwhile(lambda line: not line, lines[1:])
+    wrong = " ".join(itertools.takewhile(bool, body)) or told.strip()
     meant = [line for line in lines if line.startswith("--")]
-    help_ = next((line for line in lines if line.startswith("For full help")), "")
+    help_ = " ".join(itertools.dropwhile(lambda line: not line.startswith("For full help"), lines)).strip()
     hint = f"perhaps you meant {', '.join(meant[:3])}" if any("meant" in line for line in lines) else ""
     if not hint and meant:
         hint = meant[0]

@@ -342,6 +342,8 @@ def test_doctor_and_completion(capsys):
         (["classify", "nothing.csv"], "nothing.csv"),
         (["classify", "data.csv", "--target", "speces"], "species"),
         (["evaluate", "nowhere"], "config.json"),
+        (["evaluate"], "Missing from pgce evaluate: STR its folder. (required)"),
+        (["export", "run"], "(required)\nFor full helptext, run: pgce export --help"),
         (["plot"], "at least one run"),
         (["compare"], "at least one run"),
         (["compare", pgce.__file__], "at least one run"),
