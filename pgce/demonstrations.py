@@ -216,6 +216,7 @@ class Recorder(VectorWrapper[Any, Any, Any, Any, Any]):
         """Write what was kept as an .npz file."""
         content = BytesIO()
         np.savez_compressed(content, **self.arrays())  # type: ignore[arg-type]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_file(Path(path), content.getvalue())
 
     def _begin(self, which: NDArray[np.bool_]) -> None:

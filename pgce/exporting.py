@@ -68,6 +68,7 @@ def export(policy: nn.Module, head: PolicyHead, example: Tensor, path: str | Pat
             torch.export.save(exported, content)
         else:
             _onnx(exported, list(inputs), content)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, content.getvalue())
     return path
 

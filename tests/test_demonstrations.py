@@ -309,8 +309,8 @@ def test_a_run_records_what_it_does(tmp_path):
     agent = pgce.load(run.path)
     with pytest.raises(ValueError, match=r"ends in .npz: it is 'played'"):
         agent.record("played")
-    returns = agent.record(tmp_path / "played.npz", episodes=3, seed=4)
-    with np.load(tmp_path / "played.npz") as file:
+    returns = agent.record(tmp_path / "made for it" / "played.npz", episodes=3, seed=4)
+    with np.load(tmp_path / "made for it" / "played.npz") as file:
         arrays = dict(file)
     outcome = ["rewards", "terminations", "truncations"]
     assert sorted(arrays) == ["action_mask", "actions", "observations", *outcome]
@@ -322,7 +322,7 @@ def test_a_run_records_what_it_does(tmp_path):
         mask = arrays["action_mask"][t]
         assert agent.act(arrays["observations"][t], action_mask=mask) == arrays["actions"][t]
     np.testing.assert_array_equal(returns, agent.evaluate(3, seed=4))
-    learned = BC(data=str(tmp_path / "played.npz"), eval_episodes=1, **where)
+    learned = BC(data=str(tmp_path / "made for it" / "played.npz"), eval_episodes=1, **where)
     assert learned.train("Taxi-v4", total_timesteps=1_000).result["stopped"] == "budget"
 
 

@@ -94,7 +94,7 @@ def trained(request, tmp_path):
 @pytest.mark.parametrize("trained", KINDS, indirect=True)
 def test_the_program_is_the_policy(trained, tmp_path):
     agent, head, seen = trained
-    path = agent.export(tmp_path / "policy.pt2")
+    path = agent.export(tmp_path / "made for it" / "policy.pt2")
     program = torch.export.load(path).module()
     for rows in (seen, seen[:1], seen[:2]):
         with torch.no_grad():
