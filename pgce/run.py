@@ -548,6 +548,13 @@ def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
 
 def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
     """A run for each seed; then the interquartile mean of their last evaluations."""
+    rank, many = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")  # by torchrun
+    if many != "1" and jobs > 1:
+        print(
+            f"error: several processes train one seed after the other: jobs {jobs}, processes {many}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     if len(set(seeds)) < max(len(seeds), 1) or jobs < 1:
         given = " ".join(map(str, seeds)) or "none"
         print(
@@ -580,7 +587,7 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
         sys.exit(130)
     finally:  # runs that go on in their processes got Ctrl-C too, and end cleanly
         pool.shutdown(cancel_futures=True)
-    if not settings.quiet:
+    if rank == "0" and not settings.quiet:
         from pgce.metrics import interquartile_mean
 
         mean, low, high = interquartile_mean(np.array(scores))

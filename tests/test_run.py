@@ -413,6 +413,21 @@ def test_several_runs_keep_the_exit_codes(flags, code, message, tmp_path, monkey
         assert not list(tmp_path.glob("*__2__*")), "the first that fails is the last"
 
 
+def test_of_several_processes_the_first_tells_what_seeds_reach(tmp_path, monkeypatch, capsys):
+    """Each trains one seed after the other, since all share each run."""
+    words = ["--data", "iris", "--epochs", "1", "--json", "--seeds", "1", "2", "--runs-dir", str(tmp_path)]
+    told = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        main(Supervised, None, words)
+        told.append("interquartile mean" in capsys.readouterr().err)
+    assert told == [True, False]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        main(Supervised, None, [*words, "--jobs", "2"])
+    assert "jobs 2, processes 2" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a signal at the death of a parent")
 @pytest.mark.parametrize(
     ("number", "whom", "code", "stopped"),
