@@ -71,6 +71,7 @@ class BC(Minibatched):
     """Passes over a rollout."""
 
     arrays: ClassVar[Mapping[str, Any] | None] = None  # of `train`, in place of `data`
+    READ_ONCE = Minibatched.READ_ONCE | {"beta", "gamma", "max_weight"}
 
     def check(self) -> None:
         """Refuse settings that are out of their range."""
@@ -78,13 +79,10 @@ class BC(Minibatched):
         self.at_least_one("batch_size")
         if bool(self.expert) + (bool(self.data) or self.arrays is not None) != 1:
             raise ValueError(
-                "behaviour cloning learns from an expert, the folder of its run, or from data, one of them: "
-                f"expert is {self.expert!r}, data {self.data!r}"
+                f"BC learns from an expert or data, one of them: expert is {self.expert!r}, data {self.data!r}"
             )
         if self.beta is not None and self.expert:
             raise ValueError(f"beta weighs recorded behaviour, not an expert that acts: beta is {self.beta}")
-        if once := self.schedules.keys() & {"beta", "gamma", "max_weight"}:
-            raise ValueError(f"recorded actions are weighed once, before training: schedules has {min(once)}")
 
     def train(
         self,

@@ -132,6 +132,8 @@ class Agent(Learner):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings that are better than the default on an environment, by its id."""
+    READ_ONCE: ClassVar[frozenset[str]] = frozenset({"log_std_init", "step_timeout"})
+    """Numbers that cannot fall over a run, since it reads them once."""
 
     @classmethod
     def preset(cls, env_id: str, **settings: Any) -> Self:
@@ -201,7 +203,7 @@ class Agent(Learner):
 
     def _check_schedules(self) -> None:
         """Refuse what cannot fall, and what would fall out of its range."""
-        fixed = {field.name for field in dataclasses.fields(Learner)} | {"log_std_init", "step_timeout"}
+        fixed = {field.name for field in dataclasses.fields(Learner)} | self.READ_ONCE
         if self.norm_reward:
             fixed.add("gamma")  # whose rewards' scale is of all the run
         can = [
