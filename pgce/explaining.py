@@ -62,12 +62,14 @@ def run(folder: str | Path, rows: int = 6, *, allow_import: bool = False) -> str
 
     Args:
         folder: of the run, whose files stay as they are.
-        rows: of the batch, as many at most.
+        rows: of the batch, as many at most, >= 1.
         allow_import: see `pgce.trained.TrainedAgent`.
 
     Raises:
-        ValueError: the folder holds no run, or no trained one.
+        ValueError: the folder holds no run, or no trained one; or no row is asked for.
     """
+    if rows < 1:
+        raise ValueError(f"rows is at least 1: it is {rows}")
     record = Record.read(folder)
     report, head = _acted(record, allow_import) if "env_id" in record.config else _learned(record)
     return batch_table(report, head, rows)

@@ -189,6 +189,8 @@ class Agent(Learner):
         self.check_env_kwargs()
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
+        if self.vf_coef < 0:
+            raise ValueError(f"vf_coef is at least 0: it is {self.vf_coef}")
         if self.schedules:
             self._check_schedules()
 

@@ -186,8 +186,9 @@ class Learner:
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} is a number: it is nan")
         self.at_least_one("threads")
-        if self.seed < 0:
-            raise ValueError(f"seed is at least 0: it is {self.seed}")
+        for name in ("seed", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is at least 0: it is {getattr(self, name)}")
 
     def at_least_one(self, *names: str) -> None:
         """Refuse settings of these names that are below 1."""

@@ -258,6 +258,7 @@ def test_a_long_episode_that_is_left_is_told(length, told, folder, capsys, monke
 
 
 def test_explains_a_run(folder, capsys):
+    assert "rows is at least 1: it is 0" in refused(capsys, "explain", folder / "ppo-1", "--rows", "0")
     lines = said(capsys, "explain", folder / "ppo-1", "--rows", "4").splitlines()
     assert len(lines) == 5
     for line in lines[1:]:  # two actions: w · (p − y) of the table's own numbers

@@ -250,6 +250,8 @@ def test_a_signal_ends_a_run_cleanly(learner, number, stopped, code, tmp_path):
         (Reinforce, ["--gamma", "1.5"], "gamma is 1.5"),
         (Reinforce, ["--device", "tpu"], "it is 'tpu'"),
         (Reinforce, ["--threads", "0"], "threads is at least 1: it is 0"),
+        (Reinforce, ["--checkpoint-every", "-1"], "checkpoint_every is at least 0: it is -1.0"),
+        (Reinforce, ["--vf-coef", "-1"], "vf_coef is at least 0: it is -1.0"),
         (Reinforce, ["--learning-rate", "-1"], "it is -1"),
         (Reinforce, ["--hidden-sizes", "64", "0"], "the widths are [4, 64, 0]"),
         (Reinforce, ["--continuous", "student"], "student"),
