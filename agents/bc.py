@@ -79,7 +79,7 @@ class BC(Minibatched):
         self.at_least_one("batch_size")
         if bool(self.expert) + (bool(self.data) or self.arrays is not None) != 1:
             raise ValueError(
-                f"BC learns from expert or data, one of them: expert is {self.expert!r}, data {self.data!r}"
+                f"BC learns from an expert, or from data: expert is {self.expert!r}, data {self.data!r}"
             )
         if self.beta is not None and self.expert:
             raise ValueError(f"beta weighs recorded behaviour, not an expert that acts: beta is {self.beta}")

@@ -283,7 +283,7 @@ def test_bad_files_and_settings_are_refused(tmp_path):
     ):
         with pytest.raises(error, match=message):
             BC(data=str(tmp_path / data), **where).train("CartPole-v1")
-    with pytest.raises(ValueError, match="one of them: expert is 'a', data 'b'"):
+    with pytest.raises(ValueError, match="or from data: expert is 'a', data 'b'"):
         BC(expert="a", data="b", **where).train("CartPole-v1")
     with pytest.raises(ValueError, match="batch_size is at least 1: it is 0"):
         BC(data="b", batch_size=0, **where).train("CartPole-v1")
