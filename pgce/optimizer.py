@@ -551,13 +551,12 @@ class Optimizer:
                 f"{late} of the parameters that it left alone do so now (fit once more, or make another)"
             )
         self._frozen = []
-        for n, (parameter, place, view) in enumerate(
-            zip(self._parameters, self._places, self._views, strict=True)
-        ):
+        laid = zip(self._parameters, self._values, self._places, self._views, strict=True)
+        for parameter, value, place, view in laid:
             if not parameter.requires_grad:
-                self._frozen.append(self._values[n])
+                self._frozen.append(value)
             if parameter.data_ptr() != place:
-                self._take_back(parameter)
+                self._take_back(parameter, value)
             if parameter.grad is not view:
                 if parameter.grad is None:
                     view.zero_()
@@ -565,9 +564,10 @@ class Optimizer:
                     view.copy_(parameter.grad)
                 parameter.grad = view
 
-    def _take_back(self, parameter: nn.Parameter) -> None:
+    @staticmethod
+    def _take_back(parameter: nn.Parameter, own: Tensor) -> None:
         """What a parameter holds that someone put elsewhere, in the place of its own."""
-        own, now = self._values[[p is parameter for p in self._parameters].index(True)], parameter.data
+        now = parameter.data
         if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
             raise ValueError(
                 f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
