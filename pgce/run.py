@@ -461,7 +461,7 @@ class Run:
         if self.settings.track:
             self.say(dashboard=shlex.join([*_tensorboard(), "--logdir", str(self.path)]))
         if self.settings.json:
-            print(json.dumps(self.result), flush=True)
+            print(json.dumps(self.result) + "\n", end="", flush=True)  # at once: other runs write there too
 
     def _draw(self) -> None:
         """Write the learning curve as a picture, if there is one."""
