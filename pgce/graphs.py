@@ -23,7 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pgce.heads import Transformed
 from pgce.perceptrons import has_hooks
-from pgce.tapes import Tape
+from pgce.tapes import Tape, bare
 from pgce.weights import Product
 
 if TYPE_CHECKING:
@@ -309,7 +309,8 @@ class _Taped(_Recording):
 
     def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
         """The step on a batch."""
-        self._fill(batch, total)
+        with bare():
+            self._fill(batch, total)
         self._play()
         rows = len(batch)
         if self._mask is not None:

@@ -522,19 +522,28 @@ class Optimizer:
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Inside, backward leaves each gradient where it made it; then all go to the flat ones at once."""
+        """Inside, backward leaves each gradient where it made it; then all go to the flat ones at once.
+
+        What was there before goes.
+        """
         self.adopt_gradients()
         for parameter in self._parameters:
             parameter.grad = None
         try:
             yield
         finally:
-            pairs = zip(self._parameters, self._views, strict=True)
-            made = [(view, p.grad) for p, view in pairs if p.grad is not None]
-            if made:
-                torch._foreach_add_([view for view, _ in made], [gradient for _, gradient in made])
+            made, views, none = list[Tensor](), list[Tensor](), list[Tensor]()
             for parameter, view in zip(self._parameters, self._views, strict=True):
+                if (gradient := parameter.grad) is None:
+                    none.append(view)
+                else:
+                    made.append(gradient.to_dense() if gradient.is_sparse else gradient)
+                    views.append(view)
                 parameter.grad = view
+            if made:
+                torch._foreach_copy_(views, made)
+            if none:
+                torch._foreach_zero_(none)
 
     def adopt_gradients(self) -> None:
         """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer.

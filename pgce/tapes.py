@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tape"]
+__all__ = ["Tape", "bare"]
 
 _MOST = 64 * 2**20  # bytes
 _DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -25,8 +25,11 @@ _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 _CONSTANT = {"arange", "full", "full_like", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
 # Operations that torch's Python functions of that name do with the same arguments, called faster.
 _EACH = {"add", "div", "exp", "ge", "gt", "le", "log", "lt", "mul", "neg", "sigmoid", "sub", "where"}
-_DIRECT = _EACH | {"addmm", "bmm", "dot", "mm"}
+_DIRECT = _EACH | {"_log_softmax", "_log_softmax_backward_data", "addmm", "bmm", "dot", "mm"}
 _IN_PLACE = _EACH | {"tanh_backward"}  # may leave each number where they read it
+
+bare: Any = torch._C._AutoDispatchBelowADInplaceOrView
+"""A context in which torch goes straight to its kernels: past autograd, and past the count of writes."""
 
 
 class Tape(TorchDispatchMode):
@@ -118,8 +121,9 @@ class Tape(TorchDispatchMode):
         played = tuple(calls)
 
         def play() -> None:
-            for call in played:
-                call()
+            with bare():
+                for call in played:
+                    call()
 
         return play, [memory.placed(value) for value in results]
 
@@ -248,8 +252,9 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
         return partial(own or func._op, *args, **kwargs)
     if name == "mm" and args[0].shape[1] == 1:  # sums of one product each
         return partial(torch.mul, *args, out=outputs[0])
-    if name in _DIRECT and len(outputs) == 1:
-        return partial(getattr(torch, name), *_scalars_placed(args), **kwargs, out=outputs[0])
+    if (name in _DIRECT or func is torch.ops.aten.sum.dim_IntList) and len(outputs) == 1:
+        args = _scalars_placed(args) if name in _EACH else args
+        return partial(getattr(torch, name), *args, **kwargs, out=outputs[0])
     for overload in (getattr(func.overloadpacket, each) for each in func.overloadpacket.overloads()):
         arguments = overload._schema.arguments
         out = [a.name for a in arguments if a.is_out]

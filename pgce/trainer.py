@@ -468,7 +468,6 @@ class Trainer:
                 reports = {}
             if reports and all(math.isfinite(report.loss.item()) for report in reports.values()):
                 return reports
-            self.optimizer.drop_gradients()
         return self._backward(batch, total=total)
 
     def _end(self, end: Callable[[], None]) -> None:
