@@ -199,6 +199,8 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
     for record in chosen:
         if record.score is None:
             print(f"left out: {record.path} has no score ({record.state})", file=sys.stderr)
+        elif record.result.get("stopped") in ("interrupt", "terminate"):
+            print(f"counted: {record.path} was stopped by a signal ({record.state})", file=sys.stderr)
     for (subject, learner), records in groups(ended).items():
         scores.setdefault(subject, {})[learner] = np.array([each.score[1] for each in records if each.score])
     rows = []

@@ -17,7 +17,7 @@ _LONGEST = 200  # of the 255 bytes that file systems allow
 
 
 def named(root: Path, name: str) -> Path:
-    """The folder of that name in the root, made if there is none.
+    """The folder of that name in the root, which need not exist.
 
     Raises:
         ValueError: a name that is not 1 to 100 letters, digits, points, dashes and underscores, the first a
@@ -40,7 +40,6 @@ def named(root: Path, name: str) -> Path:
     path = root / name
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(f"a run's folder is a folder of its own: {str(path)!r} is a link or a file")
-    path.mkdir(parents=True, exist_ok=True)
     return path
 
 

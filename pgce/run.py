@@ -257,10 +257,12 @@ class Run:
 
         settings = self.settings
         root = Path(settings.runs_dir)
-        if settings.run is None:
-            self.path = stamped(root, f"{subject}__{settings.learner}__{settings.seed}")
-        else:
-            self.path = named(root, settings.run)
+        path = None if settings.run is None else named(root, settings.run)
+        if settings.resume == "must" and (path is None or not (path / "checkpoints").exists()):
+            told = "no run is named" if path is None else f"there is no checkpoint in {str(path)!r}"
+            raise ValueError(f"resume is must, and {told}")
+        self.path = path or stamped(root, f"{subject}__{settings.learner}__{settings.seed}")
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.path)
         attempts = self._resumed()
         self.attempt = len(attempts) + 1
@@ -287,8 +289,6 @@ class Run:
         attempts: list[Any] = read_json(self.path / "attempts.json", [])
         if settings.resume == "never" and attempts:
             raise ValueError(f"resume is never, and there is a run in {str(self.path)!r}")
-        if settings.resume == "must" and not folder.exists():
-            raise ValueError(f"resume is must, and there is no checkpoint in {str(self.path)!r}")
         now = json.loads(json.dumps(settings.configuration))
         if not attempts:
             begun = read_json(self.path / "config.json", now)
@@ -302,6 +302,10 @@ class Run:
         config, versions = (read_json(self.path / name, {}) for name in ("config.json", "versions.json"))
         before = {**older, **config, **versions}
         found = {name: change for name, change in differences(before, now).items() if name not in MAY_CHANGE}
+        if many := found.get("processes"):
+            raise ValueError(
+                f"a run is resumed by as many processes as it had: in {str(self.path)!r} differ {many}"
+            )
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:
             raise ValueError(

@@ -25,7 +25,7 @@ _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 _CONSTANT = {"arange", "full", "full_like", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
 # Operations that torch's Python functions of that name do with the same arguments, called faster.
 _EACH = {"add", "div", "exp", "ge", "gt", "le", "log", "lt", "mul", "neg", "sigmoid", "sub", "where"}
-_DIRECT = _EACH | {"_log_softmax", "_log_softmax_backward_data", "addmm", "bmm", "dot", "mm"}
+_DIRECT = _EACH | {"_log_softmax", "_log_softmax_backward_data", "addmm", "argmax", "bmm", "dot", "mm"}
 _IN_PLACE = _EACH | {"tanh_backward"}  # may leave each number where they read it
 
 bare: Any = torch._C._AutoDispatchBelowADInplaceOrView

@@ -125,9 +125,7 @@ class _Training:
         terms = self.current.terms(self.head)
         torch.manual_seed(network_seed)
         self.model = self.current.build_model(train_envs).to(device)
-        if agent.init is not None:
-            self._check_start(Path(agent.init))
-            begin_from(Path(agent.init), self.model)
+        unread = None if agent.init is None else self._begin_from(Path(agent.init))
         self.acting = self.current.acting(self.model).to(device)
         self.collector = Collector(
             train_envs,
@@ -163,8 +161,22 @@ class _Training:
         with self.run.or_released():
             if self.run.checkpoints.found is not None:
                 self.load_state_dict(self.run.checkpoints.found.state)
+            elif unread is not None:
+                raise unread
             self._say(device)
             vars(self).pop("level", None)  # that of the checkpoint: what can be saved now is tried anew
+
+    def _begin_from(self, folder: Path) -> Exception | None:
+        """Begin as another policy; what is wrong with it, if a run that goes on may not need it."""
+        agent = self.agent
+        try:
+            self._check_start(folder)
+            begin_from(folder, self.model)
+        except (OSError, ValueError) as error:
+            if agent.run is None or not (Path(agent.runs_dir) / agent.run / "attempts.json").exists():
+                raise
+            return error
+        return None
 
     def _check_start(self, folder: Path) -> None:
         """Refuse weights that mean something else here, which no shape tells."""

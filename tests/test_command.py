@@ -212,6 +212,10 @@ def test_runs_without_numbers_are_left_out_and_told(folder, tmp_path, capsys):
     assert json.loads(told.out)["runs"] == 1
     lines = [f"left out: {path} has no score (unfinished)" for path in (young, going)]
     assert told.err.splitlines() == lines
+    cut = shutil.copytree(ended, tmp_path / "cut")
+    (cut / "result.json").write_text(json.dumps({**Record.read(ended).result, "stopped": "terminate"}))
+    main(["compare", str(cut), str(ended)])
+    assert capsys.readouterr().err == f"counted: {cut} was stopped by a signal (finished (terminate))\n"
     assert "of 2 none has" in refused(capsys, "compare", young, going)
 
 

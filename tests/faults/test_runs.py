@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,8 +286,10 @@ def test_a_run_goes_on_with_a_policy_that_lags_behind(tmp_path):
 
 
 def test_resume_must_or_never(tmp_path, done):
-    with pytest.raises(ValueError, match="resume is must"):
-        agent(tmp_path, resume="must").train()
+    for run, told in (("other", "no checkpoint in"), (None, "no run is named")):
+        with pytest.raises(ValueError, match=f"resume is must, and .*{told}"):
+            agent(tmp_path, resume="must", run=run).train()
+    assert not [path for path in tmp_path.iterdir() if path.name == "other" or "__" in path.name]
     with pytest.raises(ValueError, match="resume is never"):
         agent(done, resume="never").train()
     with pytest.raises(ValueError, match="resume is"):
@@ -328,7 +331,6 @@ def test_an_id_does_not_run_a_module(film, tmp_path, monkeypatch, capfd):
 
 
 def test_a_run_that_has_not_ended_acts_as_its_last_checkpoint(done, tmp_path):
-    import shutil
 
     import pgce
 
@@ -354,3 +356,25 @@ def test_a_start_from_other_networks_is_refused(done, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
         train_or_exit(agent(tmp_path, init=str(tmp_path)))
     assert ended.value.code in (2, 74)
+
+
+def test_a_run_that_goes_on_does_not_need_what_it_began_from(done, tmp_path):
+    start = shutil.copytree(done / "it", tmp_path / "start")
+    agent(tmp_path, init=str(start)).train()
+    shutil.rmtree(start)
+    assert agent(tmp_path, init=str(start)).train().attempt == 2
+    with pytest.raises(FileNotFoundError):
+        agent(tmp_path, init=str(start), run="new").train()
+    assert not (tmp_path / "new").exists()
+    shutil.rmtree(tmp_path / "it" / "checkpoints")
+    with pytest.raises(FileNotFoundError):
+        agent(tmp_path, init=str(start)).train()
+
+
+def test_a_run_goes_on_in_as_many_processes(done, tmp_path):
+    copy = shutil.copytree(done / "it", tmp_path / "it")
+    versions = json.loads((copy / "versions.json").read_text())
+    (copy / "versions.json").write_text(json.dumps({**versions, "processes": 2}))
+    for allowed in ((), ("processes",)):
+        with pytest.raises(ValueError, match=r"as many processes as it had: in .* differ 2 -> 1"):
+            agent(tmp_path, allow_change=allowed).train()
