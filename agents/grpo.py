@@ -2,8 +2,9 @@
 
     python agents/grpo.py --env-id CartPole-v1
 
-Environments in a row begin every rollout alike, each plays one episode. The ratio ρ is clipped as in PPO,
-there is no critic. What has not ended after `num_steps` counts with its return until then.
+Environments in a row begin every rollout alike, each plays one episode; the rollout ends with the last. The
+ratio ρ is clipped as in PPO, there is no critic. What has not ended after `num_steps` counts with its return
+until then.
 
 Shao et al. (2024), DeepSeekMath: pushing the limits of mathematical reasoning in open language models.
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 4, "group": 16, "vectorization": "auto",
            "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000}
 PRESETS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"total_timesteps": 300_000, "vectorization": "auto", "update_epochs": 16,
+                    "num_minibatches": 8},
     **dict.fromkeys(("pgce/Copy-v0", "pgce/Reverse-v0"), _TOKENS),
     "pgce/Reverse8x10-v0": {**_TOKENS, "num_steps": 8},
 }
@@ -52,7 +55,7 @@ class GRPO(Minibatched):
     num_envs: int = 32
     """Environments stepped together (N)."""
     num_steps: int = 500
-    """Steps in each environment a rollout (T); an episode that is longer is cut."""
+    """Steps in each environment a rollout (T), at most; an episode that is longer is cut."""
     group: int = 8
     """Environments that begin in the same state (G)."""
     vectorization: Vectorization = "sync"

@@ -307,7 +307,7 @@ class Agent(Learner):
 
     @property
     def group_size(self) -> int:
-        """Environments in a row that begin every rollout in the same state; 1 lets episodes go on."""
+        """Environments in a row that play one episode a rollout, from one state; 1 lets episodes go on."""
         return 1
 
     @property

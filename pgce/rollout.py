@@ -272,9 +272,12 @@ class Collector:
     def reset(self, seed: int, group_size: int = 1) -> None:
         """Begin new episodes in all environments, alike in every group of so many that follow each other.
 
+        Of groups the first episodes count: the next `collect` ends when all have.
+
         Raises:
             ValueError: groups of environments that have no seed each, or whose number they do not divide.
         """
+        self._once = group_size > 1
         if group_size == 1:
             first, info = vector_envs.reset(self.envs, seed)
         else:
@@ -298,7 +301,7 @@ class Collector:
         self._return, self._length = np.zeros(n), np.zeros(n, np.int64)  # of unfinished episodes
 
     def collect(self) -> Rollout:
-        """The next T steps.
+        """The next T steps; of groups without a memory, fewer, once the first episode of each has ended.
 
         Raises:
             EnvironmentFault: an environment gave an observation or reward that is not finite.
@@ -316,6 +319,7 @@ class Collector:
         first = np.empty((steps + 1, n), np.bool_)  # whether an episode begins with an observation
         first[0] = self._first
         finals: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        ends = self._once and not self.state_size  # whose sequences stay of one length
         self._decided.look()
         with torch.inference_mode():
             for t in range(steps):
@@ -359,6 +363,12 @@ class Collector:
                     rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:
                     memory[t + 1] = encoded
+                if ends and ended.any() and done[: t + 1].any(0).all():
+                    steps = t + 1
+                    break
+        observation, logits, action = observation[: steps + 1], logits[:steps], action[:steps]
+        reward, terminated, truncated = reward[:steps], terminated[:steps], truncated[:steps]
+        lost, done, first = lost[:steps], done[:steps], first[: steps + 1]
         self._observation, self._state = rows[steps], states[-1]
         self._first = first[steps]
         if lost.any():  # such a step is none of its episode, which was cut before

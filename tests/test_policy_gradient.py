@@ -101,8 +101,9 @@ def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
         np.testing.assert_allclose(part, reward[rows] / until.std(), rtol=1e-4)
 
 
-def test_groups_begin_alike_and_play_one_episode():
-    envs = pgce.envs.make("CartPole-v1", 6, vectorization="sync")
+@pytest.mark.parametrize("vectorization", ["sync", "auto"])
+def test_groups_begin_alike_and_play_one_episode(vectorization):
+    envs = pgce.envs.make("CartPole-v1", 6, vectorization=vectorization)
     torch.manual_seed(0)
     collector = Collector(envs, mlp(4, 2), 250, seed=0)
     collector.reset(5, group_size=3)
@@ -113,7 +114,12 @@ def test_groups_begin_alike_and_play_one_episode():
     assert not torch.equal(start[0], start[3])
     first = rollout.first_episode
     done = (rollout.terminated | rollout.truncated) & rollout.valid
-    assert done.sum() > 6
+    steps = len(done)  # until the first episode of each has ended
+    assert done.any(0).all()
+    assert not done[:-1].any(0).all()
+    assert rollout.observation.shape == (steps + 1, 6, 4)
+    assert rollout.action.shape == rollout.logits.shape[:2] == rollout.reward.shape == (steps, 6)
+    assert rollout.episode_length.sum() <= rollout.steps
     for n in range(6):
         end = int(done[:, n].nonzero()[0])
         assert first[: end + 1, n].all()
@@ -123,6 +129,20 @@ def test_groups_begin_alike_and_play_one_episode():
     for each, size in ((collector, 4), (native, 2)):
         with pytest.raises(ValueError, match=f"groups of {size} environments"):
             each.reset(1, size)
+
+
+def test_groups_take_all_steps_of_what_does_not_end_and_with_a_memory():
+    envs = pgce.envs.make("Pendulum-v1", 4)
+    collector = Collector(envs, mlp(3, 2), 20, seed=0)
+    collector.reset(1, 2)
+    assert len(collector.collect().reward) == 20
+    agent = pgce.agents.GRPO(group=2, memory="gru")
+    envs = pgce.envs.make("CartPole-v1", 4)
+    collector = Collector(envs, agent.build_model(envs).policy, 150, seed=0)
+    collector.reset(1, 2)
+    rollout = collector.collect()
+    assert rollout.done.any(0).all()
+    assert len(rollout.reward) == 150
 
 
 def test_episodes_are_numbered_as_their_returns_are():
