@@ -59,6 +59,7 @@ class VTrace(Agent):
     """c̄: cap of the ratio along the trace."""
 
     critic = True
+    PRESETS = {"CartPole-v1": {"ent_coef": 0.01}}
 
     def check(self) -> None:
         """Refuse settings that are out of their range."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pgce
-from pgce.agents import A2C, AWR, GRPO, PPO, RLOO, Reinforce, Supervised, VTrace
+from pgce.agents import A2C, AWR, CEM, GRPO, PPO, RLOO, Reinforce, Supervised, VTrace
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +22,10 @@ def test_reinforce_solves_cartpole(baseline, seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-@pytest.mark.parametrize("kind", [A2C, AWR, PPO, RLOO, VTrace])
+@pytest.mark.parametrize("kind", [A2C, AWR, CEM, GRPO, PPO, RLOO, VTrace])
 def test_agents_solve_cartpole(kind, seed, tmp_path):
-    agent = kind.preset("CartPole-v1", seed=seed, quiet=True, runs_dir=str(tmp_path))
-    result = agent.train(total_timesteps=200_000).result
+    agent = kind.preset("CartPole-v1", seed=seed, quiet=True, device="cpu", runs_dir=str(tmp_path))
+    result = agent.train().result
     assert result["stopped"] == "threshold"
     assert result["eval_mean"] >= 475
 
