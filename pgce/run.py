@@ -304,7 +304,7 @@ class Run:
         found = {name: change for name, change in differences(before, now).items() if name not in MAY_CHANGE}
         if many := found.get("processes"):
             raise ValueError(
-                f"a run is resumed by as many processes as it had: in {str(self.path)!r} differ {many}"
+                f"a run is resumed by as many processes as it had; in {str(self.path)!r}: processes {many}"
             )
         refused = [f"{name} {change}" for name, change in found.items() if name not in settings.allow_change]
         if refused:

@@ -376,5 +376,5 @@ def test_a_run_goes_on_in_as_many_processes(done, tmp_path):
     versions = json.loads((copy / "versions.json").read_text())
     (copy / "versions.json").write_text(json.dumps({**versions, "processes": 2}))
     for allowed in ((), ("processes",)):
-        with pytest.raises(ValueError, match=r"as many processes as it had: in .* differ 2 -> 1"):
+        with pytest.raises(ValueError, match=r"as many processes as it had; .* processes 2 -> 1"):
             agent(tmp_path, allow_change=allowed).train()
