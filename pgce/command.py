@@ -189,7 +189,7 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
     import numpy as np
 
     from pgce.metrics import interquartile_mean, probability_of_improvement
-    from pgce.records import Record, groups
+    from pgce.records import STOPS, Record, groups
 
     scores: dict[str, dict[str, Any]] = {}
     chosen = [Record.read(run) for run in _some(runs)]
@@ -199,7 +199,7 @@ def compare(runs: Runs, /, *, json: bool = False) -> None:
     for record in chosen:
         if record.score is None:
             print(f"left out: {record.path} has no score ({record.state})", file=sys.stderr)
-        elif record.result.get("stopped") in ("interrupt", "terminate"):
+        elif record.result.get("stopped") in STOPS:
             print(f"counted: {record.path} was stopped by a signal ({record.state})", file=sys.stderr)
     for (subject, learner), records in groups(ended).items():
         scores.setdefault(subject, {})[learner] = np.array([each.score[1] for each in records if each.score])

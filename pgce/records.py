@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ SCORES = "eval_mean", "test_accuracy", "test_r2"
 UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every", "profile"}
 MAY_CHANGE = {*UNSHOWN, "track", "capture_video", "tensorboard"}
 """What may differ between seeds of one experiment, or in a run that goes on: it changes nothing learned."""
+STOPS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+"""Why a run stopped, if a signal stopped it."""
 _CURVES = "rollout/ep_rew_mean", "eval/accuracy", "eval/r2", "objective/loss"
 
 

@@ -28,7 +28,7 @@ from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_type
 from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import MAY_CHANGE, SCORES, UNSHOWN, Record, read_json
+from pgce.records import MAY_CHANGE, SCORES, STOPS, UNSHOWN, Record, read_json
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -40,7 +40,6 @@ __all__ = ["Learner", "Run", "main", "train_or_exit"]
 
 _TELLS = "config.json", "versions.json", "command.txt", "attempts.json", "result.json"
 """Files in which an attempt tells what it is, and what came of it."""
-_STOPS: dict[int, str] = {signal.SIGINT: "interrupt", signal.SIGTERM: "terminate"}
 
 
 Also = Callable[[int, Mapping[str, float]], object]
@@ -412,8 +411,8 @@ class Run:
     @property
     def interrupted(self) -> str:
         """Whether a signal to stop came while training: "interrupt" (Ctrl-C), "terminate", or else ""."""
-        seen = processes.sum_of([number in self._signals[:1] for number in _STOPS])
-        return next((stop for stop, times in zip(_STOPS.values(), seen, strict=True) if times), "")
+        seen = processes.sum_of([number in self._signals[:1] for number in STOPS.values()])
+        return next((stop for stop, times in zip(STOPS, seen, strict=True) if times), "")
 
     @property
     def waited(self) -> float:
@@ -629,7 +628,7 @@ class _Stops:
         self._seen, self._first = seen, 0.0
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # only it may set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in _STOPS}
+            self._before = {number: signal.signal(number, self._handle) for number in STOPS.values()}
 
     def _handle(self, number: int, frame: object) -> None:
         if not self._seen:

@@ -23,6 +23,7 @@ from pgce import agents
 from pgce.flags import parse
 from pgce.folders import stamped
 from pgce.policy_gradient import Agent
+from pgce.records import STOPS
 from pgce.run import train_or_exit
 
 __all__ = ["SPACE", "Between", "Tuned", "tune"]
@@ -52,9 +53,6 @@ SPACE: dict[str, Search] = {
     "norm_obs": (False, True),
 }
 """Where settings are searched, by name; those that an agent has not are left out."""
-
-_SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
-"""What ends a trial, and with it the search."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +165,10 @@ def tune(
         for repeat in range(repeats):
             each = dataclasses.replace(agent, seed=start.seed + repeat)
             result = each.train(after=behind if repeat == 0 else None).result
-            if result["stopped"] in _SIGNALS:
+            if result["stopped"] in STOPS:
                 stopped = result["stopped"]
                 trial.study.stop()
-            if result["stopped"] in ("after", *_SIGNALS):
+            if result["stopped"] in ("after", *STOPS):
                 raise optuna.TrialPruned(f"stopped ({result['stopped']}) after {result['steps']} steps")
             scores.append(result["eval_mean"])
         return float(interquartile_mean(np.array(scores))[0])
@@ -196,7 +194,7 @@ def tune(
     states = [trial.state.name.lower() for trial in study.trials]
     if "complete" not in states:
         if stopped:  # there is nothing to tell: as if nobody had handled it
-            signal.raise_signal(_SIGNALS[stopped])
+            signal.raise_signal(STOPS[stopped])
         raise ValueError(f"one trial or more comes to its end: the {len(states)} were {', '.join(states)}")
     best = dataclasses.replace(start, **study.best_params)
     result = {
