@@ -411,7 +411,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _watched(module: nn.Module) -> bool:
     """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
-    return has_hooks(module) or "forward" in module.__dict__ or bool(module._compiled_call_impl)
+    return has_hooks(module) or bool(module._compiled_call_impl)
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:

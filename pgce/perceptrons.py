@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = ["Perceptron", "has_hooks", "is_plain", "linear_tanh"]
+
+
+_PIECE = 1_024  # rows whose outputs of a layer, of 64 units say, stay in a processor's cache
+_ROW_BY_ROW = nn.Linear, nn.ReLU, nn.SiLU, nn.Tanh, partial
 
 
 class Perceptron(nn.Sequential):
     """Layers, in order; on a CPU a linear one and tanh are computed together, by `linear_tanh`.
 
-    Layers with hooks run one by one, as do all on other devices, under autocast and in a compiler.
+    Without gradients, many rows are computed by pieces, which stay in its cache. Layers with hooks run one by
+    one, as do all on other devices, under autocast and in a compiler.
 
     Example:
         >>> import torch
@@ -27,18 +35,44 @@ class Perceptron(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output."""
-        layers = [*self._modules.values()]
-        plain = is_plain(x) and x.ndim == 2 and not torch.is_autocast_enabled("cpu")
-        n = 0
-        while n < len(layers):
-            layer: Any = layers[n]
-            if plain and n + 1 < len(layers) and _is_pair(x, layer, layers[n + 1]):
-                x = linear_tanh(x, layer.weight, layer.bias)
-                n += 2
+        if not is_plain(x) or x.ndim != 2 or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
+            return _passed(x, self._modules.values())
+        layers = self._joined(x.dtype)
+        if len(x) < 4 * _PIECE or torch.is_grad_enabled() or not all(map(_is_row_by_row, layers)):
+            return _passed(x, layers)
+        return torch.cat([_passed(rows, layers) for rows in x.split(_PIECE)])
+
+    def _joined(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+        """The layers, with those of layers that are layers, and a linear one and tanh as one."""
+        found: list[Any] = []
+        for layer in self._modules.values():
+            last: Any = found[-1] if found else None
+            if has_hooks(layer):
+                found.append(layer)
+            elif type(layer) is Perceptron:
+                found += layer._joined(dtype)
+            elif type(layer) is nn.Tanh and _is_plain_linear(last, dtype):
+                found[-1] = partial(linear_tanh, weight=last.weight, bias=last.bias)
             else:
-                x = layer(x)
-                n += 1
-        return x
+                found.append(layer)
+        return found
+
+
+def _passed(x: Tensor, layers: Iterable[Any]) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _is_plain_linear(layer: Any, dtype: torch.dtype) -> bool:
+    """Whether it is a linear layer with biases, and nobody looks on."""
+    is_linear = type(layer) is nn.Linear and layer.bias is not None
+    return is_linear and layer.weight.dtype == dtype and not has_hooks(layer)
+
+
+def _is_row_by_row(layer: Any) -> bool:
+    """Whether a layer computes each row by itself, and nobody looks on."""
+    return type(layer) in _ROW_BY_ROW and (type(layer) is partial or not has_hooks(layer))
 
 
 def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -58,6 +92,8 @@ def linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         >>> linear_tanh(torch.ones(1, 2), torch.tensor([[0.5, 0.25]]), torch.zeros(1))
         tensor([[0.6351]])
     """
+    if not torch.is_grad_enabled():
+        return _linear_tanh(x, weight, bias)
     result: Tensor = _LinearTanh.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return result
 
@@ -67,14 +103,17 @@ _TOLD: Any = getattr(torch.cpu, "get_capabilities", dict)()  # which older relea
 _HAS_FAST_TANH = torch.backends.mkl.is_available() and "Intel" in str(_TOLD.get("cpu_name"))
 
 
+def _linear_tanh(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if _HAS_FAST_TANH:
+        return torch.mm(x, weight.t()).add_(bias).tanh_()  # sooner than addmm, which writes biases before
+    s = torch.addmm(bias, x, weight.t(), beta=2, alpha=2).sigmoid_()
+    return torch.add(s.new_tensor(-1.0), s, alpha=2)
+
+
 class _LinearTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if _HAS_FAST_TANH:
-            h = torch.addmm(bias, x, weight.t()).tanh_()
-        else:
-            s = torch.addmm(bias, x, weight.t(), beta=2, alpha=2).sigmoid_()
-            h = torch.add(s.new_tensor(-1.0), s, alpha=2)
+        h = _linear_tanh(x, weight, bias)
         ctx.save_for_backward(x, weight, h)
         return h
 
@@ -106,21 +145,8 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def _is_pair(x: Tensor, linear: nn.Module, tanh: nn.Module) -> bool:
-    """Whether these are a linear layer that reads x and tanh, and nobody looks between them."""
-    return (
-        type(linear) is nn.Linear
-        and type(tanh) is nn.Tanh
-        and linear.bias is not None
-        and x.shape[1] == linear.weight.shape[1]
-        and x.dtype == linear.weight.dtype
-        and not has_hooks(linear)
-        and not has_hooks(tanh)
-    )
-
-
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody is called when the module is.
+    """Whether somebody is called when the module is, or instead of its class's forward.
 
     Example:
         >>> from torch import nn
@@ -134,4 +160,5 @@ def has_hooks(module: nn.Module) -> bool:
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
+        or "forward" in own
     )

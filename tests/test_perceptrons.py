@@ -49,6 +49,22 @@ def test_values_and_gradients_are_those_of_torch(name, rows, fast, monkeypatch):
         torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_many_rows_without_gradients_are_what_they_are_with_them(name):
+    network, x = NETWORKS[name](), torch.randn(5_000, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), network.requires_grad_()(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(network(x), by_torch(network)(x), rtol=1e-5, atol=1e-6)
+
+
+def test_many_rows_are_one_batch_to_layers_that_look_at_all():
+    network, x = Perceptron(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh()), torch.randn(5_000, 5)
+    with torch.no_grad():
+        y = network(x)
+        torch.testing.assert_close(y, by_torch(network)(x))
+    torch.testing.assert_close(y.atanh().mean(0), torch.zeros(8), rtol=0, atol=1e-5)
+
+
 def test_actor_and_critic_are_what_each_is():
     model = ActorCritic(WithScale(mlp(5, 2), 2), Value(mlp(5, 1), unit=3.0))
     x = torch.randn(64, 5)
@@ -124,6 +140,29 @@ def test_derivatives_are_taken_forwards():
             y = model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
             changes.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
     torch.testing.assert_close(*changes)
+
+
+@pytest.mark.parametrize("rows", [64, 5_000])
+@pytest.mark.parametrize("layer", [0, 1, 4])
+def test_hooks_are_called_once_without_gradients(layer, rows):
+    network, seen = mlp(5, 3), []
+    network[layer].register_forward_hook(lambda *_: seen.append("one"))
+    with torch.no_grad(), nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m)):
+        network(torch.randn(rows, 5))
+        assert seen == [*network[: layer + 1], "one", *network[layer + 1 :], network]
+        del seen[:]
+    with torch.no_grad():
+        network(torch.randn(rows, 5))
+    assert seen == ["one"]
+
+
+def test_a_forward_of_its_own_is_called():
+    network = Perceptron(hidden_layers(5, (8,)), nn.Linear(8, 3))
+    for layer in (network[0][0], network[0]):
+        layer.forward = lambda x, layer=layer: 2 * type(layer).forward(layer, x)
+    x = torch.randn(64, 5)
+    expected = network[1](2 * (2 * nn.functional.linear(x, *network[0][0].parameters())).tanh())
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("layer", [True, False])
