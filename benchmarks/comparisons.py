@@ -34,7 +34,6 @@ class Case:
     measures: tuple[str, ...]
     programs: tuple[Program, ...]
     cores: int = 1
-    shown: bool = True
 
 
 def value(measure: str, row: Mapping[str, str]) -> float:
@@ -107,7 +106,7 @@ def _robot(env_id: str) -> Case:
 def _environments(env_id: str, number: int) -> Case:
     words = f"random --env-id {env_id} --num-envs {number} --vectorization"
     programs = _pgce(f"{words} auto"), _by("SyncVectorEnv", "pgce")(f"{words} gymnasium")
-    return Case(f"{env_id} × {number}, random actions", ("steps/s",), programs, shown=number == 512)
+    return Case(f"{env_id} × {number}, random actions", ("steps/s",), programs)
 
 
 def _fit(batch: int) -> Case:

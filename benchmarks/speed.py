@@ -239,10 +239,9 @@ def table(folder: Path = RESULTS) -> str:
     rows = read(folder / "speed.csv")
     lines = ["| what | by | pgce | the other | pgce is × ahead |", "|---|---|---|---|---|"]
     for each in comparisons(rows):
-        if each.case.shown:
-            by = f"{' / '.join(each.names)}, {each.measure}"
-            cells = each.case.title, by, spread(each.own), spread(each.other), spread(each.ratios)
-            lines.append(f"| {' | '.join(cells)} |")
+        by = f"{' / '.join(each.names)}, {each.measure}"
+        cells = each.case.title, by, spread(each.own), spread(each.other), spread(each.ratios)
+        lines.append(f"| {' | '.join(cells)} |")
     machine = {row["name"]: row["value"] for row in read(folder / "speed_machine.csv")}
     if rows and machine:
         lines += ["", "; ".join(f"{name}: {text}" for name, text in machine.items()) + "."]
@@ -299,7 +298,7 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
     bars = [
         (f"{each.case.title}: {each.names[1]}, {each.measure}", list(filter(math.isfinite, each.ratios)))
         for each in comparisons(rows)
-        if each.case.shown and any(map(math.isfinite, each.ratios)) and not OWN.match(each.names[1])
+        if any(map(math.isfinite, each.ratios)) and not OWN.match(each.names[1])
     ]
     if not bars:
         return
