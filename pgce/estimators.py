@@ -797,7 +797,9 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         """The expected value, or the quantile or expectile asked for, in the shape y had."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
-        values = predict_proba(self.module_, self._tensor(X), head=self.head_).numpy()
+        values = predict_proba(self._trained(), self._tensor(X), head=self.head_)
+        if self.head_ != heads.Poisson():  # in float64, since float32 has no room for a large mean's digits
+            values = self._shift + self._unit * values.double()
         return np.asarray(values[:, 0] if self._flat else values)
 
     def evaluate(self, X: Any, y: Any) -> dict[str, float]:
@@ -844,6 +846,11 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         share = torch.ones(len(target)).double() if weight is None else torch.as_tensor(weight)
         counts = _positive(share)
         inputs, target, share = inputs[counts], target[counts], share[counts]
+        if (largest := target.abs().max()) > torch.finfo(inputs.dtype).max:
+            kind = str(inputs.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"targets lie in the network's precision, {kind}: y holds {largest:g} (X may be float64)"
+            )
         if fresh:
             self._flat = y.ndim == 1
             self._set_unit(target, share)
@@ -897,8 +904,10 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         if self.head_ == heads.Poisson():
             self._shift, self._unit = mean.clamp(min=1e-6).log(), torch.ones_like(mean)
         else:
-            spread = (part * (target - mean).square()).sum(0).sqrt()
-            self._shift, self._unit = mean, torch.where(spread > 0, spread, 1.0)
+            error = target - mean
+            largest = error.abs().amax(0)  # in which no square overflows, nor vanishes
+            spread = largest * (part * (error / largest).square()).sum(0).sqrt()
+            self._shift, self._unit = mean, torch.where(largest > 0, spread, 1.0)
 
     def _in_units(self, target: Tensor) -> Tensor:
         return target if self.head_ == heads.Poisson() else (target - self._shift) / self._unit

@@ -517,6 +517,23 @@ def test_regression_in_the_target_s_own_unit():
     assert off["mae"] < 12
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize(("shift", "unit"), [(1.7e9, 100.0), (0.0, 1e-200)])
+def test_targets_far_from_0_and_tiny_are_predicted_to_their_last_digits(kind, shift, unit):
+    X, y, _ = regression()
+    X, y = X.astype(kind), y / y.std()
+    usual, other = (Regressor(**LINEAR).fit(X, target) for target in (y, shift + unit * y))
+    np.testing.assert_allclose((other.predict(X) - shift) / unit, usual.predict(X), atol=1e-5)
+
+
+def test_targets_whose_squares_no_float_holds():
+    X, y, _ = regression()
+    usual, other = (Regressor(**LINEAR).fit(X, target) for target in (y, 1e200 * y))
+    np.testing.assert_allclose(other.predict(X) / 1e200, usual.predict(X), atol=1e-9)
+    with pytest.raises(ValueError, match=r"targets lie in the network's precision, float32: y holds .*e\+2"):
+        Regressor(**LINEAR).fit(X.astype(np.float32), 1e200 * y)
+
+
 def test_quantiles_expectiles_and_counts():
     X, y, rng = regression(2000)
     noisy = y + 20 * rng.normal(size=2000)
