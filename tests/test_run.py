@@ -149,6 +149,15 @@ def test_the_folder_of_a_classifier(tmp_path):
     assert classifier.get_params()["label_smoothing"] == 0.1
 
 
+def test_scores_of_several_labels_are_all_written_down(tmp_path):
+    run = Supervised(epochs=1, quiet=True, runs_dir=str(tmp_path)).train("multilabel_classification")
+    lines = map(json.loads, (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    written = {tag.removeprefix("eval/"): value for line in lines for tag, value in line.items()}
+    scores = {n.removeprefix("test_"): v for n, v in run.result.items() if n.startswith("test_")}
+    assert {"accuracy", "label_accuracy"} < scores.keys()
+    assert {name: written[name] for name in scores} == pytest.approx(scores)
+
+
 def test_an_environment_of_one_s_own_module(tmp_path, monkeypatch):
     """`--allow-import module:Env-v0`, a folder with a space in its name, and the command that repeats it."""
     (tmp_path / "corridor.py").write_text(CORRIDOR, encoding="utf-8")
