@@ -977,26 +977,27 @@ def _target(
 ) -> Tensor:
     """y by the rules of a classifier, of which each follows on those before it."""
     y, classes = batch["target"], logits.shape[-1]
+    dtype = torch.promote_types(logits.dtype, torch.float32)  # a lower precision is that of products alone
     if multilabel:
         y = y[..., 0] / y.sum(-1) if mixes else y
-        half = torch.full_like(logits, 0.5)
-        return torch.lerp(y.to(logits.dtype), half, label_smoothing)
+        half = torch.full_like(logits, 0.5, dtype=dtype)
+        return torch.lerp(y.to(dtype), half, label_smoothing)
     if redraw:
         y = targets.draw(y.cpu(), targets.noise_matrix(classes, redraw)).to(y.device)
     label = y
     if soft_labels is not None:
-        y = targets.soften(y, classes, *soft_labels, dtype=logits.dtype)
+        y = targets.soften(y, classes, *soft_labels, dtype=dtype)
     elif confidence is not None:
-        y = targets.confidence(y, classes, confidence, logits.dtype)
+        y = targets.confidence(y, classes, confidence, dtype)
     elif noise is not None:
-        y = targets.denoised(y, noise.to(logits))
+        y = targets.denoised(y, noise.to(logits.device, dtype))
     if class_weight is not None and y is not label and soft_labels is None:
-        v = class_weight.to(logits)  # of the classes that the label stands for; w has its own
+        v = class_weight.to(logits.device, dtype)  # of the classes that the label stands for; w has its own
         y = y * v / v[label].unsqueeze(-1)
     elif label.is_floating_point() and class_weight is not None:
         y = targets.reweighted(y, class_weight)
     if label_smoothing:
-        rows = y if y.is_floating_point() else targets.one_hot(y, classes, logits.dtype)
+        rows = y if y.is_floating_point() else targets.one_hot(y, classes, dtype)
         y = targets.smooth(rows, label_smoothing)
     return y
 

@@ -456,6 +456,25 @@ def test_a_lower_precision_is_that_of_any_inputs():
     assert Classifier(**how | {"precision": "float32"}).fit(X, y).history_["loss"] != wide.history_["loss"]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"label_smoothing": 0.1},
+        {"soft_labels": (0.9, 0.1)},
+        {"confidence": 0.7, "class_weight": "balanced"},
+        {"noise": 0.2, "correction": "backward"},
+    ],
+)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_lower_precision_is_none_of_targets(rule, precision):
+    X, y = digits(100)
+    found = []
+    for each in ("float32", precision):
+        estimator = Classifier(precision=each, epochs=1, random_state=0, device="cpu", **rule)
+        estimator.fit(X, y, after=lambda row, report: found.append(report.target.clone()))
+    assert torch.equal(*found)
+
+
 def test_early_stopping_and_validation():
     X, y = digits()
     estimator = Classifier(early_stopping=True, patience=3, learning_rate=0.03, random_state=0, device="cpu")
