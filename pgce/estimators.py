@@ -569,6 +569,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             raise ValueError(f"logit_adjustment is 0 or more: it is {self.logit_adjustment}")
         if self.pos_weight is not None and not np.all(np.asarray(self.pos_weight) > 0):
             raise ValueError(f"pos_weight is above 0: it is {self.pos_weight!r}")
+        labels = len(self.classes_)
+        if self.multilabel_ and np.shape(self.pos_weight) not in ((), (1,), (labels,)):
+            raise ValueError(
+                f"pos_weight is one number, or one for each of {labels} labels: it is {self.pos_weight!r}"
+            )
         given = {name for name in _OF_ONE_LABEL if not _is_off(getattr(self, name))}
         several = [name for name in ("asymmetric", "pos_weight") if getattr(self, name) is not None]
         mixing = [name for name in ("mixup", "cutmix") if getattr(self, name)]

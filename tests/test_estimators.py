@@ -831,3 +831,5 @@ def test_weights_of_labels_are_above_0():
     X, y = make_multilabel_classification(50, random_state=0)
     with pytest.raises(ValueError, match=r"pos_weight is above 0: it is -1\.0"):
         Classifier(epochs=1, device="cpu", pos_weight=-1.0).fit(X, y)
+    with pytest.raises(ValueError, match=r"one number, or one for each of 5 labels: it is \(1\.0, 2\.0\)"):
+        Classifier(epochs=1, device="cpu", pos_weight=(1.0, 2.0)).fit(X, y)
