@@ -143,6 +143,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
                 torch.manual_seed(seed)
                 self.module_ = self._built(data["input"], outputs)
             self.history_ = History()
+        self._check_made()
         self.module_.to(place)
         settings = {name: getattr(self, name) for name in SETTINGS} | dict(self.optimizer_options or {})
         if fresh or getattr(self, "_made_with", None) != (self.optimizer, settings):
@@ -182,6 +183,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def fitted_state(self) -> dict[str, Any]:
         """What `fit` found beside the network's weights, for `pgce.save`."""
         check_is_fitted(self)
+        self._check_made()
         dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
         found = {name: getattr(self, name) for name in self._names if hasattr(self, name)}
         return {**found, "_shape": self._shape, "_outputs": self._outputs, "_dtype": dtype}
@@ -212,7 +214,22 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
         """The network for such inputs."""
         self._shape, self._outputs = tuple(inputs.shape[1:]), outputs
+        self._made_by = self._makes()
         return self._network(inputs, outputs)
+
+    def _makes(self) -> dict[str, Any]:
+        """The settings by which a network is made, and what its outputs mean."""
+        sizes = tuple(self.hidden_sizes)
+        return {"hidden_sizes": sizes, "activation": self.activation, "module": self.module}
+
+    def _check_made(self) -> None:
+        """Refuse settings of another network than there is."""
+        for name, value in self._makes().items():
+            if value != self._made_by[name]:
+                raise ValueError(
+                    f"the network that there is was made by {name} {self._made_by[name]!r}: {name} is "
+                    f"{value!r} (fit without warm_start makes a new one)"
+                )
 
     def _trained(self) -> nn.Module:
         """The part of the network that is trained."""
@@ -913,6 +930,10 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             largest = error.abs().amax(0)  # in which no square overflows, nor vanishes
             spread = largest * (part * (error / largest).square()).sum(0).sqrt()
             self._shift, self._unit = mean, torch.where(largest > 0, spread, 1.0)
+
+    def _makes(self) -> dict[str, Any]:
+        counts = self.head_ == heads.Poisson()
+        return {**super()._makes(), "distribution": "poisson" if counts else "of real values"}
 
     def _in_units(self, target: Tensor) -> Tensor:
         return target if self.head_ == heads.Poisson() else (target - self._shift) / self._unit

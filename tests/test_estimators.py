@@ -410,6 +410,26 @@ def test_settings_that_change_count_when_training_goes_on():
         Classifier(schedule="cosine").partial_fit(X, y, classes=range(10))
 
 
+@pytest.mark.parametrize(
+    ("kind", "changed", "told"),
+    [
+        (Classifier, {"hidden_sizes": (3,)}, r"was made by hidden_sizes \(100,\): hidden_sizes is \(3,\)"),
+        (Classifier, {"activation": "tanh"}, "was made by activation 'relu': activation is 'tanh'"),
+        (Classifier, {"module": nn.Linear(64, 10)}, "was made by module None: module is Linear"),
+        (Regressor, {"distribution": "poisson"}, "was made by distribution 'of real values'"),
+    ],
+)
+def test_settings_of_another_network_are_refused_where_the_last_one_stays(kind, changed, told, tmp_path):
+    X, y = digits(100)
+    estimator = kind(epochs=1, warm_start=True, random_state=0, device="cpu").fit(X, y)
+    estimator.set_params(**changed)
+    for use in (lambda: estimator.fit(X, y), lambda: pgce.save(estimator, tmp_path)):
+        with pytest.raises(ValueError, match=told):
+            use()
+    estimator.set_params(warm_start=False).fit(X, y)
+    assert pgce.save(estimator, tmp_path) == tmp_path
+
+
 def test_copied_estimators_go_on():
     X, y = digits()
     one = Classifier(random_state=0, device="cpu").partial_fit(X, y, classes=range(10))
