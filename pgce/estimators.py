@@ -158,7 +158,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             rows, held_out = self._split(judged, seed)
             validation = {name: column[held_out] for name, column in judged.items()}
             data = {name: column[rows] for name, column in data.items()}
-        history = fit(
+        self.history_ = fit(
             self._trained(),
             data,
             terms=terms,
@@ -174,11 +174,10 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             device=self.device,
             log=self.log,
             checkpoints=self.checkpoints,
+            history=self.history_,
             after=after,
             **options,
         )
-        self.history_.epochs += history.epochs
-        self.history_.best_epoch, self.history_.stopped = history.best_epoch, history.stopped
 
     def fitted_state(self) -> dict[str, Any]:
         """What `fit` found beside the network's weights, for `pgce.save`."""

@@ -106,6 +106,7 @@ def fit(
     device: str | torch.device = "auto",
     log: Logger | str | Path | Callable[[], Logger] | None = None,
     checkpoints: str | Path | Callable[[], Checkpoints] | None = None,
+    history: History | None = None,
     after: Callable[[dict[str, float], Report], bool | None] | None = None,
     **options: Any,
 ) -> History:
@@ -160,6 +161,8 @@ def fit(
             checkpoint of the same data, settings, and names and coefficients of terms, training goes on from
             that exactly as if it had not been stopped (a DataLoader with a generator of its own starts that
             anew). Or a function that tells, called after `log`.
+        history: of earlier calls, which this one goes on with: its rows, and what is logged, count on from
+            there, as the steps of an optimizer stack do.
         after: called after every epoch with its row of the history and the report of its last whole batch;
             True ends training.
         options: what torch's optimizer of that name takes.
@@ -231,7 +234,10 @@ def fit(
     read = _check(model, terms, first, "data")
     if weight is not one:  # or it is told that all weigh the same
         _warn_of_unread_weights(first, read, sampler)
-    fitting = _Fitting(trainer, source, epochs, batch_size, sampler, augment, after, generator, seed, place)
+    history = history or History()
+    fitting = _Fitting(
+        trainer, source, epochs, batch_size, sampler, augment, after, generator, seed, place, history
+    )
     if held_out is not None:
         fitting.validate(held_out, metrics)
         if patience is not None:
@@ -268,6 +274,7 @@ class _Fitting:
     generator: torch.Generator
     seed: int
     place: torch.device
+    history: History
 
     def __post_init__(self) -> None:
         self.model, self.stack = self.trainer.model, self.trainer.optimizer
@@ -284,9 +291,11 @@ class _Fitting:
         self.patience: int | None = None
         self.logger: Logger | None = None
         self.keeper: Checkpoints | None = None
-        self.history, self.seconds = History(), 0.0
+        self.earlier = len(self.history.epochs)  # rows of earlier calls
+        last = self.history.epochs[-1] if self.earlier else {"examples": 0.0, "seconds": 0.0}
         self.best: dict[str, Tensor] = {}
-        self.seen, self.skipped = 0, self.stack.skipped  # examples, of all processes; updates
+        self.seconds = last["seconds"]
+        self.seen, self.skipped = int(last["examples"]), self.stack.skipped  # of all processes; updates
         # Of the epoch that is under way:
         self.losses: list[Tensor] = []
         self.hits: list[Tensor] = []
@@ -322,10 +331,13 @@ class _Fitting:
 
     def run(self) -> None:
         """Train to the end, and leave the best or the averaged weights in the model."""
-        if self.keeper is not None and self.keeper.found is not None:
-            self.load_state_dict(self.keeper.found.state)
+        self.history.best_epoch, self.history.stopped = None, "epochs"
+        found = None if self.keeper is None else self.keeper.found
+        # A checkpoint with no more epochs than there are is of an earlier call.
+        if found is not None and len(found.state["history"]["epochs"]) > self.earlier:
+            self.load_state_dict(found.state)
         history = self.history
-        done = self.epochs if history.stopped == "patience" else len(history.epochs)
+        done = self.epochs if history.stopped == "patience" else len(history.epochs) - self.earlier
         history.stopped = "patience" if history.stopped == "patience" else "epochs"
         self.since = time.perf_counter()
         self.stack.go_on()
@@ -396,16 +408,17 @@ class _Fitting:
             row |= self._scores()
             history.epochs.append(row)
             if self.patience is not None:
-                if _best(history[self.monitor], least=self.least) == n:
+                watched = [each[self.monitor] for each in history.epochs[self.earlier :]]
+                if _best(watched, least=self.least) == n - self.earlier:
                     history.best_epoch = n + 1
                     self.best.update({k: v.detach().clone() for k, v in self.model.state_dict().items()})
-                elif n + 1 - (history.best_epoch or 0) >= self.patience:
+                elif n + 1 - (history.best_epoch or self.earlier) >= self.patience:
                     history.stopped, stop = "patience", True
             if self.logger is not None:
                 _log(self.logger, row, self.whole[0], self.main.head)
             if self.after is not None and self.after(row, self.whole[0]):
                 history.stopped, stop = "after", True
-        ends, keeper = stop or n + 1 == self.epochs, self.keeper
+        ends, keeper = stop or n + 1 == self.earlier + self.epochs, self.keeper
         if keeper is not None and (keeper.due or (ends and (keeper.final or history.stopped == "after"))):
             if self.logger is not None:
                 self.logger.flush()  # what was logged until a checkpoint is not lost after it
@@ -450,6 +463,7 @@ class _Fitting:
             "frozen": [name for name, p in self.model.named_parameters() if not p.requires_grad],
             "optimizer": self.stack.state_dict(),
             "history": asdict(self.history),
+            "earlier": self.earlier,
             "best": self.best,
             "seen": self.seen,
             "seconds": self.seconds,
@@ -472,7 +486,7 @@ class _Fitting:
         for name in state.get("frozen", ()):
             self.model.get_parameter(name).requires_grad_(False)
         self.stack.load_state_dict(state["optimizer"])
-        self.history = History(**state["history"])
+        self.history, self.earlier = History(**state["history"]), state.get("earlier", 0)
         self.best.update({name: value.to(self.place) for name, value in state["best"].items()})
         self.seen, self.seconds = state["seen"], state["seconds"]
         self.skipped = self.stack.skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from functools import partial
@@ -408,6 +409,25 @@ def test_settings_that_change_count_when_training_goes_on():
         ValueError, match="partial_fit knows of no last pass: schedule is constant, it is 'cos"
     ):
         Classifier(schedule="cosine").partial_fit(X, y, classes=range(10))
+
+
+def test_what_is_measured_counts_on_when_training_goes_on(tmp_path):
+    X, y = digits(100)
+    settings = {"epochs": 3, "batch_size": 50, "learning_rate": 1e-6, "random_state": 0, "device": "cpu"}
+    estimator = Classifier(warm_start=True, **settings, log=tmp_path / "log", checkpoints=tmp_path / "saved")
+    for _ in range(2):
+        assert estimator.fit(X, y, validation=(X, y)) is estimator
+    estimator.set_params(checkpoints=None, monitor="loss").partial_fit(X, y)
+    history = estimator.history_
+    assert history["epoch"] == [1, 2, 3, 4, 5, 6, 7]
+    assert history["examples"] == [100 * n for n in range(1, 8)]
+    assert history["steps"] == [2 * n for n in range(1, 8)]
+    assert history["seconds"] == sorted(history["seconds"])
+    lines = (tmp_path / "log" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == history["examples"]
+    estimator.set_params(early_stopping=True, patience=2).fit(X, y)
+    assert history["epoch"][-3:] == [8, 9, 10]
+    assert history.best_epoch == 10
 
 
 @pytest.mark.parametrize(
