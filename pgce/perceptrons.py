@@ -137,6 +137,7 @@ def is_plain(x: Tensor) -> bool:
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
+        and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # of `is_grads_batched`

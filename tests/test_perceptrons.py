@@ -119,6 +119,16 @@ def test_other_inputs_are_what_torch_says(x):
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # which torch says of its own
+@pytest.mark.parametrize("kind", ["sparse", "sparse_csr", "mkldnn"])
+def test_many_rows_may_be_laid_out_in_other_ways(kind):
+    network, x = mlp(5, 3), torch.randn(5_000, 5)
+    with torch.no_grad():
+        y = network(getattr(x, f"to_{kind}")())
+        y = y.to_dense() if y.is_mkldnn else y
+        torch.testing.assert_close(y, network(x), rtol=1e-5, atol=1e-6)
+
+
 def test_without_gradients_the_input_may_want_some():
     network, x = mlp(5, 3), torch.randn(64, 5, requires_grad=True)
     with torch.no_grad():
