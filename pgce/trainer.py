@@ -182,7 +182,7 @@ class Batch:
 
         Args:
             parts: how many batches; fewer come if there are fewer rows. Of several processes all make as
-                many, of which some may have no row.
+                many, of nearly equal size together, of which some may have no row of this one.
             generator: of random numbers, on the CPU.
             passes: how often, each time in another order.
         """
@@ -194,15 +194,18 @@ class Batch:
         scattered = rows.is_cpu and len(rows) >= _SCATTERED
         every = processes.everyones(len(rows))
         parts = min(parts, max(sum(every), 1))
+        # Parts take rows in turn, those of the first process last: it logs what the last part came to.
+        before = sum(every[processes.rank() + 1 :])
+        sizes = [len(rows) // parts + ((n - before) % parts < len(rows) % parts) for n in range(parts)]
         for _ in range(passes):
             order = torch.randperm(len(rows), generator=generator).to(rows.device, non_blocking=True)
             order = rows.index_select(0, order)
-            for n, index in enumerate(order.tensor_split(parts)):
+            for n, index in enumerate(order.split(sizes)):
                 if scattered:
                     index.numpy().sort()
                 part = kept.rows(index)
-                if kept.mask is None:  # all know all parts' sizes: the first of a split have a row more
-                    vars(part)["total"] = float(sum(own // parts + (n < own % parts) for own in every))
+                if kept.mask is None:  # all know all parts' sizes: the first have a row more
+                    vars(part)["total"] = float(sum(every) // parts + (n < sum(every) % parts))
                 yield part
 
 

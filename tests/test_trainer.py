@@ -206,13 +206,21 @@ def test_shuffled_parts_hold_every_row_that_counts_once():
     assert [len(p) for p in batch.rows(torch.arange(2)).shuffled(5)] == [1]
 
 
-def test_shuffled_parts_know_how_many_rows_all_processes_have(monkeypatch):
-    others = [11, 6]
-    monkeypatch.setattr(processes, "everyones", lambda own: [own, *others])
-    sizes = [[len(part) for part in Batch(torch.zeros(n), {}).shuffled(4, passes=2)] for n in (7, *others)]
-    parts = [*Batch(torch.zeros(7), {}).shuffled(4, passes=2)]
-    assert [part.total for part in parts] == [sum(each) for each in zip(*sizes, strict=True)]
-    assert [part.total for part in parts[:4]] == [7, 7, 6, 4]
+@pytest.mark.parametrize(
+    ("every", "totals"),
+    [([7, 11, 6], [6, 6, 6, 6]), ([2, 2], [1, 1, 1, 1]), ([0, 3, 6], [3, 2, 2, 2]), ([1, 2], [1, 1, 1])],
+)
+def test_shuffled_parts_are_of_nearly_equal_size_in_all_processes_together(every, totals, monkeypatch):
+    monkeypatch.setattr(processes, "everyones", lambda own: every)
+    sizes = []
+    for rank, rows in enumerate(every):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts = [*Batch(torch.zeros(rows), {}).shuffled(4, passes=2)]
+        assert [part.total for part in parts] == 2 * totals
+        sizes.append([len(part) for part in parts])
+        assert sum(sizes[-1]) == 2 * rows
+    assert [sum(each) for each in zip(*sizes, strict=True)] == 2 * totals
+    assert sizes[0][-1] or not every[0], "the last part, which the first process logs"
 
 
 def test_shuffled_parts_of_a_large_batch_are_random_ones():
