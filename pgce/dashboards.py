@@ -50,7 +50,7 @@ def batch(logger: Logger, step: int, report: Report, head: Head) -> None:
         >>> (folder / "pictures" / "rows.png").exists()
         True
     """
-    if not logger.writes:
+    if not logger.writes or not len(report.cross_entropy):  # of several processes this may have no row
         return
     if report.weight is not None:
         logger.histogram(step, "distribution/weight", report.weight)

@@ -19,6 +19,7 @@ from torch import nn
 import pgce
 from pgce import dashboards, films, heads, pictures
 from pgce.logger import Logger
+from pgce.trainer import Report
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,15 @@ def test_the_heat_map_shows_signs_and_sizes():
     y = picture[middle[0], 7], picture[middle[0], 22]
     assert y[0].tolist() == [255, 255, 255]
     assert y[1].tolist() == [0, 0, 255]
+
+
+def test_of_a_batch_without_a_row_nothing_is_shown(tmp_path):
+    logits, y, head = torch.zeros(0, 2), torch.zeros(0).long(), heads.Categorical()
+    seen = head.cross_entropy(logits, y)
+    report = Report(logits, y, seen, seen, seen.sum(), pgce.Batch(logits, {"action": y}))
+    with Logger(tmp_path) as logger:
+        dashboards.batch(logger, 1, report, head)
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_what_was_written_of_a_run(tmp_path):
