@@ -307,11 +307,14 @@ class RewardScale(nn.Module):
         self.register_buffer("running", torch.zeros(num_envs), persistent=False)
 
     def forward(self, reward: Tensor, done: Tensor, valid: Tensor) -> Tensor:
-        """The rewards (T, N), scaled by all that was seen until now; `done` (T, N) ends a sum."""
+        """The rewards (T, N), scaled by all that was seen until now; `done` (T, N) ends a sum.
+
+        Those that are not `valid` (T, N), of steps that only reset, are in no sum.
+        """
         sums = torch.empty_like(reward)
         running = self.running
         for t in range(len(reward)):
-            running = sums[t] = self.gamma * running + reward[t]
+            running = sums[t] = self.gamma * running + reward[t].where(valid[t], 0)
             running = running * ~done[t]
         self.running.copy_(running)
         self.statistics.update(sums[valid].unsqueeze(1))

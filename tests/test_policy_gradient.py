@@ -90,12 +90,12 @@ def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
     scale = RewardScale(2, gamma=0.9)
     first = scale(reward[:25], done[:25], valid[:25])
     last = scale(reward[25:], done[25:], valid[25:])
-    sums, running = [], np.zeros(2)
+    sums, running, counts = [], np.zeros(2), valid.numpy()
     for t in range(40):
-        running = 0.9 * running + reward[t].numpy()
+        running = 0.9 * running + np.where(counts[t], reward[t], 0)
         sums.append(running.copy())
         running = np.where(done[t], 0, running)
-    sums, counts = np.array(sums), valid.numpy()
+    sums = np.array(sums)
     for part, rows in ((first, slice(0, 25)), (last, slice(25, 40))):
         until = sums[: rows.stop][counts[: rows.stop]]
         np.testing.assert_allclose(part, reward[rows] / until.std(), rtol=1e-4)
