@@ -610,8 +610,9 @@ class _Evaluation:
             with closing(envs.make(agent.env_id, 1, **agent.env_options)) as one:
                 player = Player(Collector(one, self._policy, 1, seed=0, **how))
                 shown = agent.env_id, agent.env_kwargs
-                episode = films.play(player, *shown, seed=agent.seed, greedy=True)
-                frames = [frame for frame, _, _ in episode if frame is not None]
+                with evaluating(self._policy):
+                    episode = films.play(player, *shown, seed=agent.seed, greedy=True)
+                    frames = [frame for frame, _, _ in episode if frame is not None]
             file = films.save(run.path / "videos" / f"{steps}.gif", frames)
             run.logger.film(steps, "eval/episode", file)
             if find_spec("imageio_ffmpeg") is not None:
@@ -622,17 +623,18 @@ class _Evaluation:
         ranks, rank = processes.size(), processes.rank()  # each plays its share of the episodes
         seeds = self._seeds.spawn(1)[0].generate_state(2 * ranks).reshape(ranks, 2)
         env_seed, action_seed = seeds[rank].tolist()
-        own = evaluate(
-            self._envs,
-            self._policy,
-            len(range(rank, self._agent.eval_episodes, ranks)),
-            seed=env_seed,
-            generator=torch.Generator(self._device).manual_seed(action_seed),
-            device=self._device,
-            greedy=self._agent.eval_greedy,
-            continuous=self._agent.continuous,
-            stop=lambda: run.waited > _PATIENCE,
-        )
+        with evaluating(self._policy):
+            own = evaluate(
+                self._envs,
+                self._policy,
+                len(range(rank, self._agent.eval_episodes, ranks)),
+                seed=env_seed,
+                generator=torch.Generator(self._device).manual_seed(action_seed),
+                device=self._device,
+                greedy=self._agent.eval_greedy,
+                continuous=self._agent.continuous,
+                stop=lambda: run.waited > _PATIENCE,
+            )
         every = processes.everyones([each.tolist() for each in own])
         returns, lengths = ([one for part in each for one in part] for each in zip(*every, strict=True))
         return np.array(returns), np.array(lengths)

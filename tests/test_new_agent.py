@@ -261,6 +261,25 @@ def test_networks_of_ones_own_go_on_as_if_they_had_not_been_stopped(tmp_path):
     assert same(*stopped_and_resumed(Foresight, tmp_path))
 
 
+class Normed(Foresight):
+    """The same, with layers that are others when they are trained."""
+
+    def build_model(self, envs):
+        model = super().build_model(envs)
+        model.body.insert(1, nn.BatchNorm1d(self.width))
+        model.body.append(nn.Dropout(0.5))
+        return model
+
+
+def test_evaluations_are_in_evaluation_mode_and_change_nothing(tmp_path):
+    models = []
+    for eval_freq in (64, 10**6):
+        where = {"runs_dir": str(tmp_path), "eval_freq": eval_freq}
+        models.append(Normed(**SMALL | where).train("CartPole-v1", 320).model)
+        assert all(module.training for module in models[-1].modules())
+    assert same(*(model.state_dict() for model in models))
+
+
 class Counting(PPO):
     """PPO that logs how often it did so."""
 
