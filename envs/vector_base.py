@@ -231,8 +231,10 @@ class NumpyVectorEnv(VectorEnv[Any, NDArray[Any], Any]):
             bad = ~finite.reshape(self.num_envs, -1).all(1)
         wrong = (bad & ~self._over).nonzero()[0]
         if wrong.size:
+            few = wrong[:8]
+            more = f", and {wrong.size - 8} others likewise" if wrong.size > 8 else ""
             raise ValueError(
-                f"actions are in {space}: environments {wrong} got {', '.join(map(str, actions[wrong]))}"
+                f"actions are in {space}: environments {few} got {', '.join(map(str, actions[few]))}{more}"
             )
         actions = actions.copy()
         actions[bad] = 0  # these are ignored, whatever they are

@@ -343,6 +343,14 @@ def test_actions_out_of_range_are_shown_and_nothing_moves(env_id):
     assert flat(envs.step(good)) == flat(twin.step(good))
 
 
+def test_of_many_actions_out_of_range_a_few_are_shown():
+    envs = make("CartPole-v1", 1_000)
+    reset(envs, 0)
+    few = r"environments \[0 1 2 3 4 5 6 7\] got 2, 2, 2, 2, 2, 2, 2, 2, and 992 others likewise$"
+    with pytest.raises(ValueError, match=few):
+        envs.step(np.full(1_000, 2))
+
+
 @every_id
 def test_actions_that_are_ignored_may_be_anything(env_id):
     envs = make(env_id, 3, autoreset_mode="NextStep", max_episode_steps=1)
