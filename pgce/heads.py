@@ -194,11 +194,8 @@ class Bernoulli:
         Raises:
             ValueError: logits and target differ in shape or device.
         """
-        self.examples(logits)
-        _same_device(logits, target)
-        _same_shape("one target a logit", "logits", logits.shape, target)
-        logits = _widened(logits)
-        each = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
+        logits, y = _paired("one target a logit", logits, target, self.event_dims)
+        each = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
         return _sum_event(each, self.event_dims)
 
     def check(self, logits: Tensor, target: Tensor) -> None:
@@ -367,11 +364,8 @@ class Laplace:
         Raises:
             ValueError: target and logits differ in shape or device.
         """
-        self.examples(logits)
-        _same_device(logits, target)
-        _same_shape("one target a location", "logits", logits.shape, target)
-        logits = _widened(logits)
-        each = (target.to(logits.dtype) - logits).abs() / self.scale + math.log(2 * self.scale)
+        logits, y = _paired("one target a location", logits, target, self.event_dims)
+        each = (y - logits).abs() / self.scale + math.log(2 * self.scale)
         return _sum_event(each, self.event_dims)
 
     def check(self, logits: Tensor, target: Tensor) -> None:
@@ -431,11 +425,7 @@ class Poisson:
         Raises:
             ValueError: target and logits differ in shape or device.
         """
-        self.examples(logits)
-        _same_device(logits, target)
-        _same_shape("one target a rate", "logits", logits.shape, target)
-        logits = _widened(logits)
-        y = target.to(logits.dtype)
+        logits, y = _paired("one target a rate", logits, target, self.event_dims)
         return _sum_event(logits.exp() - y * logits + torch.lgamma(y + 1), self.event_dims)
 
     def check(self, logits: Tensor, target: Tensor) -> None:
@@ -649,6 +639,15 @@ def _without_event(shape: torch.Size, event_dims: int) -> torch.Size:
 
 def _sum_event(each: Tensor, event_dims: int) -> Tensor:
     return each.flatten(-event_dims).sum(-1) if event_dims else each
+
+
+def _paired(rule: str, logits: Tensor, target: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
+    """Logits and a target of their shape, in the type that is computed in."""
+    _without_event(logits.shape, event_dims)
+    _same_device(logits, target)
+    _same_shape(rule, "logits", logits.shape, target)
+    logits = _widened(logits)
+    return logits, target.to(logits.dtype)
 
 
 def _same_shape(rule: str, name: str, shape: torch.Size, target: Tensor) -> None:
