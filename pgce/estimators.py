@@ -104,13 +104,6 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             dtype = None  # a lower precision is float32's, which torch leaves out where all is float64
         return _of_array(X, dtype)
 
-    def _network(self, inputs: Tensor, outputs: int) -> nn.Module:
-        if self.module is not None:
-            return copy.deepcopy(self.module)
-        flat = inputs.flatten(1)
-        network = mlp(flat.shape[1], outputs, self.hidden_sizes, self.activation).to(inputs.dtype)
-        return network if inputs.ndim == 2 else nn.Sequential(nn.Flatten(), network)
-
     def _train(
         self,
         outputs: int,
@@ -184,15 +177,14 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         check_is_fitted(self)
         self._check_made()
         dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
-        found = {name: getattr(self, name) for name in self._names if hasattr(self, name)}
-        return {**found, "_shape": self._shape, "_outputs": self._outputs, "_dtype": dtype}
+        return {name: getattr(self, name) for name in self._names if hasattr(self, name)} | {"_dtype": dtype}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Become the estimator that `fitted_state` described, with its network's weights."""
         state = dict(state)
         dtype = getattr(torch, state.pop("_dtype"))
         for name, value in state.items():
-            if name not in (*self._names, "_shape", "_outputs"):
+            if name not in self._names:
                 raise KeyError(name)
             setattr(self, name, value)
         self.module_ = self._built(torch.zeros(1, *self._shape, dtype=dtype), self._outputs)
@@ -208,13 +200,16 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     @property
     def _names(self) -> tuple[str, ...]:
         """What `fit` may find, beside the network."""
-        return ("n_features_in_", "feature_names_in_", *self._found)
+        return ("n_features_in_", "feature_names_in_", *self._found, "_shape", "_outputs")
 
     def _built(self, inputs: Tensor, outputs: int) -> nn.Module:
         """The network for such inputs."""
         self._shape, self._outputs = tuple(inputs.shape[1:]), outputs
         self._made_by = self._makes()
-        return self._network(inputs, outputs)
+        if self.module is not None:
+            return copy.deepcopy(self.module)
+        network = mlp(math.prod(self._shape), outputs, self.hidden_sizes, self.activation).to(inputs.dtype)
+        return network if inputs.ndim == 2 else nn.Sequential(nn.Flatten(), network)
 
     def _makes(self) -> dict[str, Any]:
         """The settings by which a network is made, and what its outputs mean."""
@@ -334,10 +329,10 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         goes_on, given = self._goes_on(), X
         X, y = self._checked(X, y, reset=not goes_on)
         weight = self._weights(sample_weight, X)
-        target = self._labels(y, None, known=goes_on)
+        target = self._labels(y, known=goes_on)
         if validation is not None:
             held_out, labels = self._checked(*validation, reset=False)
-            validation = (held_out, self._labels(labels, None, known=True))
+            validation = (held_out, self._labels(labels, known=True))
         return self._learn(
             X, target, weight, given=given, fresh=not goes_on, validation=validation, after=after
         )
@@ -368,7 +363,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         given = X
         X, y = self._checked(X, y, reset=first)
         weight = self._weights(sample_weight, X)
-        target = self._labels(y, classes, known=not first)
+        target = self._labels(y, known=not first, classes=classes)
         return self._learn(X, target, weight, given=given, fresh=first, epochs=1)
 
     def predict(self, X: Any) -> Array:
@@ -430,14 +425,14 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     def _held_out(self, X: Any, y: Any) -> Batch:
         check_is_fitted(self)
         X, y = self._checked(X, y, reset=False)
-        return Batch(self._tensor(X), {"target": self._labels(y, None, known=True)})
+        return Batch(self._tensor(X), {"target": self._labels(y, known=True)})
 
     @property
     def head_(self) -> heads.Head:
         """What the network's output means."""
         return heads.Bernoulli() if self.multilabel_ else heads.Categorical()
 
-    def _labels(self, y: Any, classes: Any, *, known: bool) -> Tensor:
+    def _labels(self, y: Any, *, known: bool, classes: Any = None) -> Tensor:
         """Class ids (B,), zeros and ones (B, L), or distributions (B, K); sets `classes_` unless known."""
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
