@@ -12,7 +12,7 @@ import stat
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +180,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     reasons: list[str] = []
     for path in _checkpoints(folder):
         try:
-            found = read_checkpoint(path)
+            return replace(read_checkpoint(path), skipped=tuple(reasons))
         except (CheckpointError, OSError) as error:
             reasons.append(str(error))
-        else:
-            return Checkpoint(found.step, found.state, found.path, tuple(reasons))
     raise CheckpointError("; ".join([f"there is no usable checkpoint in {folder}", *reasons]))
 
 
