@@ -71,16 +71,11 @@ def _by(name: str, runner: str, place: str = "") -> Callable[[str], Program]:
     return lambda words: Program(name, runner, place or runner, words)
 
 
-_pgce, _sb3, _tianshou, _torchrl = (
-    _by(name, name.lower()) for name in ("pgce", "SB3", "Tianshou", "TorchRL")
-)
-_rejax, _sbx, _skrl, _sb3_numpy, _skrl_numpy = (
-    _by("rejax", "rejax", "jax"),
-    _by("SBX", "sb3", "sbx"),
-    _by("skrl", "skrl"),
-    _by("SB3, NumPy environments", "sb3"),
-    _by("skrl, NumPy environments", "skrl"),
-)
+_pgce = _by("pgce", "pgce")
+_sb3, _sb3_numpy = _by("SB3", "sb3"), _by("SB3, NumPy environments", "sb3")
+_skrl, _skrl_numpy = _by("skrl", "skrl"), _by("skrl, NumPy environments", "skrl")
+_rejax, _sbx = _by("rejax", "rejax", "jax"), _by("SBX", "sb3", "sbx")
+_tianshou, _torchrl = _by("Tianshou", "tianshou"), _by("TorchRL", "torchrl")
 
 
 def _same(number: int, total: int) -> str:
