@@ -17,7 +17,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
-from shared import RESULTS, ROOT, iqm, put_into, read, write
+from shared import RESULTS, ROOT, command, iqm, put_into, read, write
 
 SEEDS = range(1, 6)
 POINTS = 50  # of a curve
@@ -49,9 +49,8 @@ def run(name: str, env_id: str, seed: int) -> tuple[dict[str, object], list[dict
     """Train once, and evaluate both ways: a row of the results, and the rows of a curve."""
     import warnings
 
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     import pgce
+    from pgce.records import Record
 
     warnings.simplefilter("ignore")  # of MuJoCo's own models
     with tempfile.TemporaryDirectory() as folder:
@@ -60,14 +59,12 @@ def run(name: str, env_id: str, seed: int) -> tuple[dict[str, object], list[dict
         result = agent.train()
         trained = pgce.load(result.path)
         greedy, sampled = (trained.evaluate(100, seed=10_000 + seed, greedy=g).mean() for g in (True, False))
-        events = EventAccumulator(str(result.path), size_guidance={"scalars": 0})
-        events.Reload()
-        seen = np.array([(event.step, event.value) for event in events.Scalars("rollout/ep_rew_mean")])
+        seen = Record.read(result.path).curve("rollout/ep_rew_mean")
     which: dict[str, object] = {"agent": name, "env_id": env_id, "seed": seed}
-    steps = np.linspace(seen[0, 0], seen[-1, 0], POINTS).round()
+    steps = np.linspace(seen[0][0], seen[0][-1], POINTS).round()
     curve = [
         {**which, "step": int(step), "return": f"{value:.2f}"}
-        for step, value in zip(steps, np.interp(steps, *seen.T), strict=True)
+        for step, value in zip(steps, np.interp(steps, *seen), strict=True)
     ]
     row = {
         **which,
@@ -75,7 +72,7 @@ def run(name: str, env_id: str, seed: int) -> tuple[dict[str, object], list[dict
         "seconds": result.result["train_seconds"],
         "greedy": f"{greedy:.2f}",
         "sampled": f"{sampled:.2f}",
-        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --quiet", ""),
+        "command": command(agent),
     }
     return row, curve
 

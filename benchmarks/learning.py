@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 
 import numpy as np
-from shared import ROOT, iqm, put_into, read, write
+from shared import ROOT, command, iqm, put_into, read, write
 
 SEEDS = range(1, 6)
 
@@ -79,9 +79,8 @@ PANELS = {
 
 def measure() -> None:
     """Train every experiment on every seed; write one row a run, and one row a point of a curve."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     import pgce
+    from pgce.records import Record
 
     runs, curves = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -103,16 +102,12 @@ def measure() -> None:
                         "steps": result.get("examples", result["steps"]),
                         "train_seconds": result["train_seconds"],
                         "stopped": result["stopped"],
-                        "command": agent.command()
-                        .replace(f" --runs-dir {folder}", "")
-                        .replace(" --quiet", ""),
+                        "command": command(agent),
                     }
                 )
-                events = EventAccumulator(str(run.path), size_guidance={"scalars": 0})
-                events.Reload()
                 curves += [
-                    {"experiment": name, "seed": seed, "step": e.step, "value": round(e.value, 5)}
-                    for e in events.Scalars(tag)
+                    {"experiment": name, "seed": seed, "step": int(step), "value": round(value, 5)}
+                    for step, value in zip(*Record.read(run.path).curve(tag), strict=True)
                 ]
                 print(name, seed, runs[-1]["score"], flush=True)
     write("learning.csv", runs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pgce.metrics import interquartile_mean as iqm
 
-__all__ = ["RESULTS", "ROOT", "iqm", "put_into", "read", "write"]
+__all__ = ["RESULTS", "ROOT", "command", "iqm", "put_into", "read", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,11 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def command(agent: Any) -> str:
+    """What repeats a run, into the folder where runs usually are."""
+    return replace(agent, runs_dir="runs", quiet=False, track=True).command()
 
 
 def put_into(page: str, marker: str, table: str) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 
 import numpy as np
-from shared import put_into, read, write
+from shared import command, put_into, read, write
 
 AGENTS = ("PPO", "RLOO", "GRPO")
 ENVIRONMENTS = ("pgce/Copy-v0", "pgce/Reverse-v0", "pgce/Reverse8x10-v0")
@@ -43,7 +43,7 @@ def run(name: str, env_id: str, seed: int) -> dict[str, object]:
         "stopped": result.result["stopped"],
         "greedy": f"{greedy:.3f}",
         "sampled": f"{sampled:.3f}",
-        "command": agent.command().replace(f" --runs-dir {folder}", "").replace(" --no-track --quiet", ""),
+        "command": command(agent),
     }
 
 
