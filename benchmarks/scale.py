@@ -34,6 +34,8 @@ from processes import steps_a_second
 from shared import RESULTS, ROOT, put_into, read, write
 from speed import BENCH, on_cores, processor
 
+from pgce.envs.workers import cores
+
 Point = tuple[str, int, str, list[float]]
 """Case, size, what was measured, and each repeat's number."""
 T, EPOCHS, MINIBATCHES = rounds.T, rounds.EPOCHS, rounds.MINIBATCHES
@@ -192,11 +194,6 @@ def process(part: str, size: int, given: argparse.Namespace, ranks: int = 1) -> 
             [sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True, env=environment
         )
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
-
-
-def cores() -> int:
-    """How many may be used."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measured(part: str, given: argparse.Namespace) -> Iterator[list[Point]]:
