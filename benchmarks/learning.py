@@ -18,7 +18,6 @@ from shared import ROOT, command, iqm, put_into, read, write
 
 SEEDS = range(1, 6)
 
-# Experiment: learner, settings, tag of the curve. Settings that are not named here are the defaults.
 BANDIT = {
     "env_id": "pgce/DigitsBandit-v0",
     "eval_env_id": "pgce/DigitsBanditTest-v0",
@@ -35,33 +34,18 @@ BANDIT = {
     "ent_coef": 0.05,
 }
 AGENTS = ("PPO", "A2C", "RLOO", "GRPO", "AWR", "VTrace", "CEM")
+BASELINES = ("mean", "critic", "none")
+# Experiment: learner, settings. Settings that are not named here are the defaults.
 EXPERIMENTS = {
-    "CartPole-v1 to 475, baseline mean": ("Reinforce", {}, "eval/mean_reward"),
-    "CartPole-v1 to 475, baseline critic": (
-        "Reinforce",
-        {"baseline": "critic"},
-        "eval/mean_reward",
-    ),
-    "CartPole-v1 to 475, baseline none": ("Reinforce", {"baseline": "none"}, "eval/mean_reward"),
-    **{f"CartPole-v1 to 475, {name}": (name, {}, "eval/mean_reward") for name in AGENTS},
-    "CartPole-v1, baseline mean": ("Reinforce", {"stop_at_threshold": False}, "eval/mean_reward"),
-    "CartPole-v1, baseline critic": (
-        "Reinforce",
-        {"stop_at_threshold": False, "baseline": "critic"},
-        "eval/mean_reward",
-    ),
-    "CartPole-v1, baseline none": (
-        "Reinforce",
-        {"stop_at_threshold": False, "baseline": "none"},
-        "eval/mean_reward",
-    ),
-    "digits, cross-entropy": ("Supervised", {}, "eval/accuracy"),
-    "digits, cross-entropy, smoothing 0.1": (
-        "Supervised",
-        {"label_smoothing": 0.1},
-        "eval/accuracy",
-    ),
-    "digits as a bandit, REINFORCE": ("Reinforce", BANDIT, "eval/mean_reward"),
+    **{f"CartPole-v1 to 475, baseline {name}": ("Reinforce", {"baseline": name}) for name in BASELINES},
+    **{f"CartPole-v1 to 475, {name}": (name, {}) for name in AGENTS},
+    **{
+        f"CartPole-v1, baseline {name}": ("Reinforce", {"stop_at_threshold": False, "baseline": name})
+        for name in BASELINES
+    },
+    "digits, cross-entropy": ("Supervised", {}),
+    "digits, cross-entropy, smoothing 0.1": ("Supervised", {"label_smoothing": 0.1}),
+    "digits as a bandit, REINFORCE": ("Reinforce", BANDIT),
 }
 PANELS = {
     "REINFORCE on CartPole-v1": (
@@ -84,13 +68,13 @@ def measure() -> None:
 
     runs, curves = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (learner, settings, tag) in EXPERIMENTS.items():
+        for name, (learner, settings) in EXPERIMENTS.items():
             for seed in SEEDS:
-                kind = getattr(pgce.agents, learner)
+                kind, tag = getattr(pgce.agents, learner), "eval/accuracy"
                 how = {"quiet": True, "runs_dir": folder, "device": "cpu"}
                 if learner != "Supervised":
                     how["env_id"] = settings.get("env_id", "CartPole-v1")
-                    kind = kind.preset
+                    kind, tag = kind.preset, "eval/mean_reward"
                 agent = kind(seed=seed, **{**how, **settings})
                 run = agent.train()
                 result = run.result

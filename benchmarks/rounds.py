@@ -173,10 +173,8 @@ def table_of_costs(rows: Rows) -> str:
                 f"{100 * line.off:.0f} %",
             ]
         )
-    machine, load = (
-        next(row["machine"] for row in rows if row["device"] == "cpu"),
-        [float(r["load"]) for r in rows],
-    )
+    machine = next(row["machine"] for row in rows if row["device"] == "cpu")
+    load = [float(row["load"]) for row in rows]
     told = f"Measured on: {machine}, with a load average of {min(load):g} to {max(load):g}."
     if max(load) > 3:  # two processes, and torchrun
         told += " **The machine was busy with something else: times are too long, and not equally so.**"
