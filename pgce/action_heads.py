@@ -170,16 +170,14 @@ class _Bounded:
 
     def __post_init__(self) -> None:
         """Check the bounds, and keep them as plain numbers, two or two a component: heads compare by them."""
-        single = isinstance(self.low, (int, float)) and isinstance(self.high, (int, float))
+        given = self.low, self.high
+        several = [len(bound) for bound in given if not isinstance(bound, (int, float))]
         lows, highs = (
-            (float(bound),) if isinstance(bound, (int, float)) else tuple(float(number) for number in bound)
-            for bound in (self.low, self.high)
+            (float(bound),) * max([1, *several])
+            if isinstance(bound, (int, float))
+            else tuple(map(float, bound))
+            for bound in given
         )
-        components = max(len(lows), len(highs))
-        if isinstance(self.low, (int, float)):
-            lows *= components
-        if isinstance(self.high, (int, float)):
-            highs *= components
         if len(lows) != len(highs) or not lows:
             raise ValueError(
                 f"low and high have one number a component: they have {len(lows)} and {len(highs)}"
@@ -191,8 +189,8 @@ class _Bounded:
                     "bounds are finite and low < high, by an amount that float32 can tell: "
                     f"low is {least:g}, high is {greatest:g}"
                 )
-        object.__setattr__(self, "low", lows[0] if single else lows)
-        object.__setattr__(self, "high", highs[0] if single else highs)
+        object.__setattr__(self, "low", lows if several else lows[0])
+        object.__setattr__(self, "high", highs if several else highs[0])
 
     def examples(self, logits: Tensor) -> torch.Size:
         """Shape (...) of the examples in logits (..., D, 2)."""
