@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -519,14 +519,19 @@ def main(
         try:
             default = flags(**vars(from_config(learner, config[-1])))
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(error)
     given = parse(flags, words, prog=prog, description=description, default=default)
     settings = learner(**{field.name: getattr(given, field.name) for field in dataclasses.fields(learner)})
     if given.seeds or given.jobs != 1:
         _train_each(settings, given.seeds, given.jobs)
     else:
         train_or_exit(settings)
+
+
+def _refuse(why: object) -> NoReturn:
+    """End as a bad setting does."""
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def train_or_exit(settings: Any) -> None:
@@ -554,17 +559,10 @@ def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
     """A run for each seed; then the interquartile mean of their last evaluations."""
     rank, many = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")  # by torchrun
     if many != "1" and jobs > 1:
-        print(
-            f"error: several processes train one seed after the other: jobs {jobs}, processes {many}",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        _refuse(f"several processes train one seed after the other: jobs {jobs}, processes {many}")
     if len(set(seeds)) < max(len(seeds), 1) or jobs < 1:
         given = " ".join(map(str, seeds)) or "none"
-        print(
-            f"error: jobs (at least 1) share seeds that differ: jobs {jobs}, seeds {given}", file=sys.stderr
-        )
-        sys.exit(2)
+        _refuse(f"jobs (at least 1) share seeds that differ: jobs {jobs}, seeds {given}")
     alone = jobs == 1
     runs = [
         dataclasses.replace(
