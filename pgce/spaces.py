@@ -347,14 +347,7 @@ def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
 
 
 class _Policy(nn.Module):
-    """A network's outputs and constants, each where the head reads it: (B, ...) -> (B, *logits_shape).
-
-    Args:
-        network: (B, ...) -> (B, outputs).
-        actions: which logits are constant, and which a log σ.
-        initial_log_scale: every log σ at the start.
-        learned: whether the constants are parameters.
-    """
+    """A network's outputs and constants, each where the head reads it; see `Actions.wrap`."""
 
     order: Tensor
     scale: Tensor
@@ -362,7 +355,7 @@ class _Policy(nn.Module):
     log_scale: Tensor
 
     def __init__(
-        self, network: nn.Module, actions: Actions, initial_log_scale: float = 0.0, *, learned: bool = True
+        self, network: nn.Module, actions: Actions, initial_log_scale: float, *, learned: bool
     ) -> None:
         super().__init__()
         self.network = network
