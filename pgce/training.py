@@ -95,15 +95,7 @@ _POLICY = "actor.", "torso.networks.0.", "normalize."
 
 
 class _Training:
-    """The run that all agents share: rollouts in, steps, evaluations, a result out.
-
-    Args:
-        agent: its settings.
-        train_envs: to learn in.
-        eval_envs: to be evaluated in.
-        evaluated: sees every evaluation.
-        metrics: sees all that is logged.
-    """
+    """What `train_agent` makes: the run with all of its state, which is saved and taken up here."""
 
     def __init__(
         self,
@@ -606,12 +598,11 @@ class _Evaluation:
         if not agent.capture_video or processes.rank() > 0 or steps == self._filmed:
             return
         with run.paused():
-            how: dict[str, Any] = {"device": self._device, "continuous": agent.continuous}
+            place, how = self._device, agent.continuous
             with closing(envs.make(agent.env_id, 1, **agent.env_options)) as one:
-                player = Player(Collector(one, self._policy, 1, seed=0, **how))
-                shown = agent.env_id, agent.env_kwargs
+                player = Player(Collector(one, self._policy, 1, seed=0, device=place, continuous=how))
                 with evaluating(self._policy):
-                    episode = films.play(player, *shown, seed=agent.seed, greedy=True)
+                    episode = films.play(player, agent.env_id, agent.env_kwargs, seed=agent.seed, greedy=True)
                     frames = [frame for frame, _, _ in episode if frame is not None]
             file = films.save(run.path / "videos" / f"{steps}.gif", frames)
             run.logger.film(steps, "eval/episode", file)
