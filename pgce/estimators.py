@@ -542,7 +542,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             terms["teacher"] = Term(
                 heads.Transformed(partial(heads.tempered, temperature=temperature)),
                 lambda z, batch: targets.distilled(batch["teacher"], temperature),
-                self._weight_rule(None, weighs=weighs, of_loss=False),
+                weights.product("sample_weight") if weighs else weights.one,
                 coefficient=self.teacher_share * temperature**2,
             )
         self._train(
@@ -681,32 +681,29 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """Whether inputs and targets are mixed."""
         return bool(self.mixup or self.cutmix)
 
-    def _weight_rule(self, class_weight: Tensor | None, *, weighs: bool, of_loss: bool = True) -> Rule:
+    def _weight_rule(self, class_weight: Tensor | None, *, weighs: bool) -> Rule:
         """The product of all rules for w."""
         rules: list[str | Rule] = ["sample_weight"] if weighs else []
         if class_weight is not None:
             rules.append(partial(weights.per_class, class_weight=class_weight))
-        if of_loss:
-            if self.focal_gamma:
-                rules.append(partial(weights.focal, gamma=self.focal_gamma))
-            if self.gce_q is not None:
-                rules.append(partial(weights.gce, q=self.gce_q))
-            if self.symmetric is not None:
-                alpha, beta = self.symmetric
-                rules.append(partial(weights.symmetric, alpha=alpha, beta=beta))
-            if self.poly1_epsilon is not None:
-                rules.append(partial(weights.poly1, epsilon=self.poly1_epsilon))
-            if self.asymmetric is not None:
-                plus, minus, clip = self.asymmetric
-                rules.append(
-                    partial(weights.asymmetric, gamma_positive=plus, gamma_negative=minus, clip=clip)
-                )
-            if self.multilabel_ and self._mixes:
-                rules.append(_speaks)
-            elif self.pos_weight is not None:
-                rules.append(partial(weights.positive, pos_weight=torch.as_tensor(self.pos_weight)))
-            if self.weight is not None:
-                rules.append(self.weight)
+        if self.focal_gamma:
+            rules.append(partial(weights.focal, gamma=self.focal_gamma))
+        if self.gce_q is not None:
+            rules.append(partial(weights.gce, q=self.gce_q))
+        if self.symmetric is not None:
+            alpha, beta = self.symmetric
+            rules.append(partial(weights.symmetric, alpha=alpha, beta=beta))
+        if self.poly1_epsilon is not None:
+            rules.append(partial(weights.poly1, epsilon=self.poly1_epsilon))
+        if self.asymmetric is not None:
+            plus, minus, clip = self.asymmetric
+            rules.append(partial(weights.asymmetric, gamma_positive=plus, gamma_negative=minus, clip=clip))
+        if self.multilabel_ and self._mixes:
+            rules.append(_speaks)
+        elif self.pos_weight is not None:
+            rules.append(partial(weights.positive, pos_weight=torch.as_tensor(self.pos_weight)))
+        if self.weight is not None:
+            rules.append(self.weight)
         return weights.product(*rules) if rules else weights.one
 
     def _teaching(self, X: Any, inputs: Tensor) -> Tensor:
