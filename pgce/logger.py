@@ -159,9 +159,8 @@ class Logger:
         self._folder = folder
         self._writer: FileWriter | None = None
         self._session_end: Summary | None = None
-        if folder is None:
-            return
-        self._guard(lambda: self._open(folder, hyperparameters or {}, resumed))
+        if folder is not None:
+            self._guard(lambda: self._open(folder, hyperparameters or {}, resumed))
 
     def _open(self, folder: Path, hyperparameters: Mapping[str, Any], resumed: int | None) -> None:
         if resumed is not None:
@@ -327,8 +326,7 @@ class Logger:
             self._lines = None
         if self._writer is None:
             return
-        if self._session_end is not None:
-            end = self._session_end
+        if (end := self._session_end) is not None:
             self._write(lambda: end, None)
         self._guard(self._writer.close)
         self._writer = None
