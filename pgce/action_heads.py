@@ -20,11 +20,11 @@ from torch import Tensor
 from pgce.heads import (
     Categorical,
     PolicyHead,
+    _check_logits,
     _of_ids,
     _of_rows,
     _p_and_p_log_p,
     _room,
-    _same_device,
     _widened,
 )
 
@@ -99,7 +99,7 @@ class MultiCategorical:
                 the largest component (`check` holds each component to its own size).
         """
         examples = self.examples(logits)
-        _same_device(logits, target)
+        _check_logits(logits, target)
         blocks = self._blocks(_widened(logits))
         ids = (*examples, len(self.sizes))
         if target.shape == ids and not (target.is_floating_point() or target.is_complex()):
@@ -289,7 +289,7 @@ class SquashedGaussian(_Bounded):
             ValueError: a shape or device that does not fit.
         """
         self.examples(logits)
-        _same_device(logits, target)
+        _check_logits(logits, target)
         mean, log_scale = _widened(logits).unbind(-1)
         if _is_statistics(logits, target):
             u, variance = target.to(mean.dtype).unbind(-1)
@@ -391,7 +391,7 @@ class Beta(_Bounded):
             ValueError: a shape or device that does not fit.
         """
         self.examples(logits)
-        _same_device(logits, target)
+        _check_logits(logits, target)
         excess = F.softplus(_widened(logits))  # α − 1 and β − 1
         if _is_statistics(logits, target):
             statistics = target.to(excess.dtype)
@@ -531,7 +531,7 @@ class Joint:
         Raises:
             ValueError: a shape, type or device that does not fit.
         """
-        _same_device(logits, target)
+        _check_logits(logits, target)
         rows = zip(self._heads(logits), self._targets(self.examples(logits), target), strict=True)
         return _added(head.cross_entropy(own, y) for (head, own), y in rows)
 

@@ -116,7 +116,7 @@ class Categorical:
             ValueError: a shape, type or device that does not fit, or (on CPU) a class id outside 0..K−1.
         """
         examples = self.examples(logits)
-        _same_device(logits, target)
+        _check_logits(logits, target)
         logits = _widened(logits)
         if target.shape == examples and not target.is_floating_point():
             if target.dtype == torch.bool or target.is_complex():
@@ -276,7 +276,7 @@ class Gaussian:
         Raises:
             ValueError: target and mean differ in shape, or logits and target in device.
         """
-        _same_device(logits, target)
+        _check_logits(logits, target)
         mean, log_scale = self._parameters(_widened(logits))
         _same_shape("one target a mean", "the mean", mean.shape, target)
         target = target.to(mean.dtype)
@@ -644,7 +644,7 @@ def _sum_event(each: Tensor, event_dims: int) -> Tensor:
 def _paired(rule: str, logits: Tensor, target: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
     """Logits and a target of their shape, in the type that is computed in."""
     _without_event(logits.shape, event_dims)
-    _same_device(logits, target)
+    _check_logits(logits, target)
     _same_shape(rule, "logits", logits.shape, target)
     logits = _widened(logits)
     return logits, target.to(logits.dtype)
@@ -657,12 +657,18 @@ def _same_shape(rule: str, name: str, shape: torch.Size, target: Tensor) -> None
         raise ValueError(f"targets are real: target has dtype {target.dtype}")
 
 
-def _same_device(logits: Tensor, target: Tensor) -> None:
+def _check_logits(logits: Tensor, target: Tensor) -> None:
     if not logits.is_floating_point():
         raise ValueError(f"logits are floating: logits has dtype {logits.dtype}")
-    if logits.device != target.device:
+    check_device("logits", logits, "target", target)
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse tensors that lie on two devices."""
+    if tensor.device != other.device:
         raise ValueError(
-            f"logits and target lie on one device: logits is on {logits.device}, target on {target.device}"
+            f"{name} and {other_name} lie on one device: {name} is on {tensor.device}, "
+            f"{other_name} on {other.device}"
         )
 
 

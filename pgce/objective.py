@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.heads import Categorical, Head
+from pgce.heads import Categorical, Head, check_device
 from pgce.targets import smooth
 
 __all__ = ["Reduction", "linear_cross_entropy", "objective", "weighted", "weighted_cross_entropy"]
@@ -55,11 +55,7 @@ def _constant(weight: Tensor, cross_entropy: Tensor) -> Tensor:
         )
     if weight.is_complex():
         raise ValueError(f"weights are real: weight has dtype {weight.dtype}")
-    if weight.device != cross_entropy.device:
-        raise ValueError(
-            "weight and cross_entropy lie on one device: "
-            f"weight is on {weight.device}, cross_entropy on {cross_entropy.device}"
-        )
+    check_device("weight", weight, "cross_entropy", cross_entropy)
     weight = weight.detach()
     # Asked for, since a call that changes nothing takes longer.
     return weight if weight.dtype == cross_entropy.dtype else weight.to(cross_entropy.dtype)
@@ -265,10 +261,8 @@ def linear_cross_entropy(
     _check_tensors(linear | {"target": target}, optional)
     dtype = _check_linear(hidden, vocabulary_weight, bias)
     for name, value in ({"target": target} | optional).items():
-        if value is not None and value.device != hidden.device:
-            raise ValueError(
-                f"hidden and {name} lie on one device: hidden is on {hidden.device}, {name} on {value.device}"
-            )
+        if value is not None:
+            check_device("hidden", hidden, name, value)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing lies in [0, 1]: label_smoothing is {label_smoothing}")
     examples, classes = hidden.shape[:-1], len(vocabulary_weight)
@@ -504,10 +498,7 @@ def _check_mask(mask: Tensor, logits: Tensor, target: Tensor, examples: torch.Si
             f"one boolean per example: mask has dtype {mask.dtype} and shape {tuple(mask.shape)}, "
             f"logits describe examples of shape {tuple(examples)}"
         )
-    if mask.device != logits.device:
-        raise ValueError(
-            f"logits and mask lie on one device: logits is on {logits.device}, mask on {mask.device}"
-        )
+    check_device("logits", logits, "mask", mask)
     if target.shape[: len(examples)] != examples:
         raise ValueError(
             f"one target per example: target has shape {tuple(target.shape)}, "

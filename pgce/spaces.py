@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgce.action_heads import Beta, Bound, Joint, MultiCategorical, SquashedGaussian
 from pgce.choices import Continuous, Std, check_type
-from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead
+from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead, check_device
 from pgce.networks import WithScale
 
 __all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "encode_actions", "observations"]
@@ -322,10 +322,7 @@ def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
             f"a mask is boolean and has the shape of the logits, {tuple(logits.shape)}: "
             f"it has dtype {mask.dtype} and shape {tuple(mask.shape)}"
         )
-    if mask.device != logits.device:
-        raise ValueError(
-            f"logits and mask lie on one device: logits is on {logits.device}, mask on {mask.device}"
-        )
+    check_device("logits", logits, "mask", mask)
     if isinstance(head, Bernoulli):
         return logits.masked_fill(~mask, _NEVER)
     if isinstance(head, MultiCategorical):
