@@ -39,7 +39,6 @@ __all__ = ["History", "evaluate", "fit", "predict", "predict_proba"]
 Metrics = Callable[[Tensor, Tensor], Mapping[str, float]]
 """(target, the head's mean) -> numbers by name, such as `metrics.classification`."""
 
-
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """(inputs, targets, generator) -> both changed, such as `targets.mixup`."""
 
@@ -251,10 +250,10 @@ def fit(
         else:
             fitting.logger = log if log is None or isinstance(log, Logger) else log()
         if isinstance(checkpoints, (str, Path)):
-            of = _identity(source, batch_size, trainer, sampler=sampler, augment=augment)
-            fitting.keep(Checkpoints(Path(checkpoints)).together(), of)
+            fitting.of = _identity(source, batch_size, trainer, sampler=sampler, augment=augment)
+            fitting.keeper = Checkpoints(Path(checkpoints)).together()
         elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
-            fitting.keep(checkpoints(), of={})
+            fitting.keeper = checkpoints()
         torch.manual_seed(seed + 1_000_003 * processes.rank())
         fitting.run()
     return fitting.history
@@ -291,6 +290,7 @@ class _Fitting:
         self.patience: int | None = None
         self.logger: Logger | None = None
         self.keeper: Checkpoints | None = None
+        self.of: dict[str, Any] = {}  # what must be as it was, for training to go on
         self.earlier = len(self.history.epochs)  # rows of earlier calls
         last = self.history.epochs[-1] if self.earlier else {"examples": 0.0, "seconds": 0.0}
         self.best: dict[str, Tensor] = {}
@@ -324,10 +324,6 @@ class _Fitting:
             raise ValueError(f'mode is "min" or "max" of a metric of your own: monitor is {monitor!r}')
         self.patience, self.monitor = patience, monitor
         self.least = mode == "min" or (mode == "auto" and watched in lower)
-
-    def keep(self, keeper: Checkpoints, of: dict[str, Any]) -> None:
-        """Save, and go on from what was saved if there is something; `of` must be as it was."""
-        self.keeper, self.of = keeper, of
 
     def run(self) -> None:
         """Train to the end, and leave the best or the averaged weights in the model."""
@@ -747,7 +743,7 @@ def _one_of(outputs: Any, name: str | int | None) -> Tensor:
         found = None
     if isinstance(found, Tensor):
         return found
-    several = [*outputs] if isinstance(outputs, Mapping) else f"{type(outputs).__name__}"
+    several = [*outputs] if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ValueError(
         f"a model gives logits, or several of which `output` of a Term, or of the call, names one: it gives "
         f"{several}, the output is {name!r}"
