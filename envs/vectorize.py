@@ -131,9 +131,8 @@ def make(
         if vectorization == "envpool":
             envs: VectorEnv[Any, Any, Any] = EnvPoolVectorEnv(name, num_envs, **kwargs)
         else:
-            guard = {"restarts": env_restarts}
             apart = {"step_timeout": step_timeout, "workers": env_workers}
-            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, guard, apart)
+            envs = _make(_spec(name), num_envs, vectorization, mode, kwargs, env_restarts, apart)
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package that is not installed: {error}") from None
     except (ValueError, ImportError, gym.error.Error, EnvironmentFault):
@@ -248,7 +247,7 @@ def _make(
     vectorization: Vectorization,
     autoreset_mode: AutoresetMode | None,
     kwargs: dict[str, Any],
-    guard: dict[str, Any],
+    restarts: int,
     apart: dict[str, Any],
 ) -> VectorEnv[Any, Any, Any]:
     missing = f"{spec.id} has no vector version of its own"
@@ -284,15 +283,15 @@ def _make(
             f"vectorization is {vectorization}, autoreset_mode {autoreset_mode}"
         )
     singles = [partial(gym.make, spec, **kwargs)] * num_envs
-    guard |= {"autoreset_mode": autoreset_mode or AutoresetMode.NEXT_STEP}
+    resets = autoreset_mode or AutoresetMode.NEXT_STEP
     mode = "async" if vectorization == "async" else "sync"
     if vectorization == "auto" and num_envs > 1 and cores() > 1:
-        mode = _faster(singles, spec.id, guard["autoreset_mode"], apart["workers"])
+        mode = _faster(singles, spec.id, resets, apart["workers"])
     envs: VectorEnv[Any, Any, Any]
     if mode == "async":
-        envs = GuardedAsyncVectorEnv(singles, spec.id, **guard, **apart)
+        envs = GuardedAsyncVectorEnv(singles, spec.id, resets, restarts, **apart)
     else:
-        envs = GuardedSyncVectorEnv(singles, spec.id, **guard)
+        envs = GuardedSyncVectorEnv(singles, spec.id, resets, restarts)
     envs.spec = copy.deepcopy(spec)  # by which gymnasium.make_vec makes the like
     more = {"num_envs": num_envs, "vectorization_mode": mode, **({"vector_kwargs": chosen} if chosen else {})}
     envs.spec.kwargs = {**spec.kwargs, **kwargs, **more}
