@@ -172,10 +172,14 @@ class Rollout:
         Raises:
             ValueError: a column is no tensor, or of another shape.
         """
+        shape = tuple(self.valid.shape)
         for name, column in columns.items():
-            self._check(name, column)
-        columns = {"action": self.action, **columns}
-        laid = {name: self._laid(column) for name, column in columns.items()}
+            if not isinstance(column, Tensor):
+                raise ValueError(f"a column is a tensor: {name!r} is of type {type(column).__name__}")
+            if column.shape[:2] != shape:
+                told = f"{name!r} has shape {tuple(column.shape)}"
+                raise ValueError(f"a column has shape (T, N, ...), here {shape}: {told}")
+        laid = {name: self._laid(column) for name, column in {"action": self.action, **columns}.items()}
         return Batch(self._input(len(self.reward)), laid, self._laid(self.valid))
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,14 +191,6 @@ class Rollout:
         """The rollout whose `state_dict` that was."""
         placed: Any = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
         return cls(head=head, **placed)
-
-    def _check(self, name: str, column: object) -> None:
-        if not isinstance(column, Tensor):
-            raise ValueError(f"a column is a tensor: {name!r} is of type {type(column).__name__}")
-        shape = tuple(self.valid.shape)
-        if column.shape[:2] != shape:
-            told = f"{name!r} has shape {tuple(column.shape)}"
-            raise ValueError(f"a column has shape (T, N, ...), here {shape}: {told}")
 
     def _input(self, steps: int) -> Input:
         """What a network is called with, of the first observations."""
@@ -277,11 +273,11 @@ class Collector:
         Raises:
             ValueError: groups of environments that have no seed each, or whose number they do not divide.
         """
+        n, envs = self.envs.num_envs, self.envs
         self._once = group_size > 1
         if group_size == 1:
-            first, info = vector_envs.reset(self.envs, seed)
+            first, info = vector_envs.reset(envs, seed)
         else:
-            n, envs = self.envs.num_envs, self.envs
             seeded = (SyncVectorEnv, AsyncVectorEnv, NumpyVectorEnv)
             if n % group_size or not isinstance(envs.unwrapped, seeded):
                 raise ValueError(
@@ -294,7 +290,6 @@ class Collector:
         mask = self._mask(first, info)
         self.mask_size = 0 if mask is None else mask.shape[1]
         self._observation = self._place(self._encoded(first, info))
-        n = self.envs.num_envs
         self._resetting = np.zeros(n, np.bool_)  # environments whose last step ended an episode
         self._first = np.ones(n, np.bool_)  # environments whose episode begins with the observation
         self._state = torch.zeros((n, self.state_size), device=self.device)
