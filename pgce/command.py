@@ -358,10 +358,9 @@ def _agent(run: str, allow_import: bool) -> Any:
     from pgce.records import Record
     from pgce.trained import TrainedAgent
 
-    if "env_id" not in Record.read(run).config:
-        raise ValueError(
-            f"an agent's run is asked for: {run!r} is that of a {Record.read(run).learner} learner"
-        )
+    record = Record.read(run)
+    if "env_id" not in record.config:
+        raise ValueError(f"an agent's run is asked for: {run!r} is that of a {record.learner} learner")
     return TrainedAgent(run, allow_import=allow_import)
 
 
