@@ -80,11 +80,10 @@ class Neighbours:
             if rank == 0:
                 shutil.rmtree(folder)
         waits = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
-        for other_socket in self._others:
-            other_socket.setblocking(True)
-            other_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, waits)
-        numbers = np.frombuffer(self._memory, np.uint8)
-        self._slots = numbers.reshape(2, size, _BYTES)
+        for each in self._others:
+            each.setblocking(True)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, waits)
+        self._slots = np.frombuffer(self._memory, np.uint8).reshape(2, size, _BYTES)
 
     def add(self, numbers: NDArray[Any]) -> None:
         """Make the numbers, of the same shape and type in every process, their sums: the same bits in all.
