@@ -28,6 +28,7 @@ __all__ = ["batch_table", "name", "run"]
 
 _RULES = weights, targets, heads, returns, samplers
 _MOST_ROLLOUTS = 100
+_MOST_NUMBERS = 4  # of an array, that are shown
 
 
 def name(of: str) -> str:
@@ -163,10 +164,10 @@ def _learned(record: Record) -> tuple[Report, heads.Head]:
     return seen[-1], estimator.head_
 
 
-def _numbers(value: Any, form: str = ".2f", most: int = 4) -> str:
+def _numbers(value: Any, form: str = ".2f") -> str:
     """The first few numbers of an array; an integer as such."""
     if value is None:
         return "…"
     flat = torch.as_tensor(value).detach().cpu().reshape(-1)
-    words = [str(x) if isinstance(x, (int, bool)) else f"{x:{form}}" for x in flat[:most].tolist()]
-    return " ".join([*words, *(["…"] if len(flat) > most else [])])
+    words = [str(x) if isinstance(x, (int, bool)) else f"{x:{form}}" for x in flat[:_MOST_NUMBERS].tolist()]
+    return " ".join([*words, *(["…"] if len(flat) > _MOST_NUMBERS else [])])
