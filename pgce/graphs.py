@@ -406,10 +406,10 @@ def _is_constant(part: Any) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return _known(type(module)) and not _watched(module)
+    return _known(type(module)) and not _does_more(module)
 
 
-def _watched(module: nn.Module) -> bool:
+def _does_more(module: nn.Module) -> bool:
     """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
     return has_hooks(module) or bool(module._compiled_call_impl)
 
@@ -432,7 +432,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         return None
     modules, found = [model], list[object]()
     for module in modules:  # which grow meanwhile
-        if _watched(module):
+        if _does_more(module):
             return None
         own = module.__dict__  # sooner told than attributes
         kind = type(module)
