@@ -121,10 +121,10 @@ def linear(inputs: int, outputs: int, gain: float | None = None) -> nn.Linear:
     return _initialised(nn.Linear(inputs, outputs), gain)
 
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+T = TypeVar("T", nn.Linear, nn.Conv2d)
 
 
-def _initialised(layer: Layer, gain: float | None) -> Layer:
+def _initialised(layer: T, gain: float | None) -> T:
     """The layer, with orthogonal weights and zero biases if a gain is given."""
     if gain is not None:
         nn.init.orthogonal_(layer.weight, gain)
@@ -528,8 +528,8 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        layers = [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
-        self.layers = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1))
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.layers = nn.Sequential(nn.ReLU(), first, nn.ReLU(), second)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input and what the layers add to it."""
