@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pgce import dashboards, heads, metrics, samplers, targets, weights
 from pgce.checkpoint import check_like
 from pgce.choices import Activation, OptimizerName, Schedule, check_types
-from pgce.fitting import History, evaluate, fit, predict_proba
+from pgce.fitting import Augment, History, evaluate, fit, predict_proba
 from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
 from pgce.optimizer import SETTINGS, Optimizer, resolve_device
@@ -489,8 +489,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
             self._check_module(inputs)
-        ones = torch.ones(len(inputs), dtype=inputs.dtype)
-        share = ones if sample_weight is None else torch.as_tensor(sample_weight)
+        share = inputs.new_ones(len(inputs)) if sample_weight is None else torch.as_tensor(sample_weight)
         counts = _positive(share)
         data = {"input": inputs, "target": target}
         if self.teacher is not None:
@@ -515,14 +514,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 class_weight = class_weight / total.mean()
         share = share.to(inputs.dtype)
         data |= {"target": target, "sample_weight": share}
-        drawn = self.sampler == "weighted"  # by sample_weight, which then weighs nothing
-        weighs = sample_weight is not None and not drawn
-        mix = None
-        if self.mixup:
-            mix = partial(targets.mixup, alpha=self.mixup)
-        elif self.cutmix:
-            mix = partial(targets.cutmix, alpha=self.cutmix)
-        if mix is not None:
+        weighs = sample_weight is not None and self.sampler != "weighted"  # which draws by it
+        if self._mix is not None:
             # A row that is multiplied by its example's weight mixes the weights as well.
             rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
             if self.multilabel_:  # a row for each label, of what speaks for 1 and for 0
@@ -552,7 +545,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             fresh=fresh,
             epochs=epochs,
             sampler=_SAMPLERS[self.sampler],
-            augment=mix,
+            augment=self._mix,
             validation=validation,
             scored=target,
             **options,
@@ -660,7 +653,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             or self.confidence is not None
             or backward
             or class_weight is not None  # reweighted, where the target is a row
-            or self._mixes
+            or self._mix is not None
         )
         if not changes:
             return "target"
@@ -673,13 +666,15 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             class_weight=class_weight,
             label_smoothing=self.label_smoothing,
             multilabel=self.multilabel_,
-            mixes=self._mixes,
+            mixes=self._mix is not None,
         )
 
     @property
-    def _mixes(self) -> bool:
-        """Whether inputs and targets are mixed."""
-        return bool(self.mixup or self.cutmix)
+    def _mix(self) -> Augment | None:
+        """What mixes inputs and targets, if something does."""
+        if self.mixup:
+            return partial(targets.mixup, alpha=self.mixup)
+        return partial(targets.cutmix, alpha=self.cutmix) if self.cutmix else None
 
     def _weight_rule(self, class_weight: Tensor | None, *, weighs: bool) -> Rule:
         """The product of all rules for w."""
@@ -698,7 +693,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if self.asymmetric is not None:
             plus, minus, clip = self.asymmetric
             rules.append(partial(weights.asymmetric, gamma_positive=plus, gamma_negative=minus, clip=clip))
-        if self.multilabel_ and self._mixes:
+        if self.multilabel_ and self._mix is not None:
             rules.append(_speaks)
         elif self.pos_weight is not None:
             rules.append(partial(weights.positive, pos_weight=torch.as_tensor(self.pos_weight)))
