@@ -309,10 +309,10 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
 
     def _bury(self, w: int, told: tuple[str, str] = ("is closed", "")) -> None:
         """End process w, and what leads to it."""
-        process = self.processes[w]
-        if w in self._ended or process is None:
+        if w in self._ended:
             return
         self._ended.add(w)
+        process = self.processes[w]
         if self._poller is not None:
             for fd in (self.parent_pipes[w].fileno(), process.sentinel):
                 self._poller.unregister(fd)
