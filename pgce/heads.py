@@ -43,27 +43,21 @@ class Head(Protocol):
 
     def examples(self, logits: Tensor) -> torch.Size:
         """Shape of the examples that `logits` describes."""
-        ...
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """H(target, p) in nats, one value an example."""
-        ...
 
     def check(self, logits: Tensor, target: Tensor) -> None:
         """Refuse target values that have no meaning under the head (reads the data: synchronises a GPU)."""
-        ...
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One draw from p an example."""
-        ...
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most probable outcome of each example."""
-        ...
 
     def mean(self, logits: Tensor) -> Tensor:
         """The expected target: probabilities where outcomes are classes, else the expected value."""
-        ...
 
 
 class PolicyHead(Head, Protocol):
@@ -71,11 +65,9 @@ class PolicyHead(Head, Protocol):
 
     def entropy(self, logits: Tensor) -> Tensor:
         """H(p) in nats, one value an example."""
-        ...
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """The constant target whose cross-entropy has the gradient of the entropy H(p)."""
-        ...
 
 
 @dataclass(frozen=True)

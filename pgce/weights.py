@@ -58,7 +58,6 @@ class Columns(Protocol):
 
     def __getitem__(self, name: str, /) -> Tensor:
         """The column `name`."""
-        ...
 
 
 def one(cross_entropy: Tensor, batch: object) -> None:
