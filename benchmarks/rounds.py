@@ -164,15 +164,8 @@ def table_of_costs(rows: Rows) -> str:
         unit = each.split()[1]
         line, scale = cost[key], 2**20 if unit == "MiB" else 1
         half = f"{number(line.half / scale)} {unit}{'' if unit == 'MiB' else 's'}"
-        lines.append(
-            [
-                title,
-                number(1e6 * line.fixed),
-                f"{number(1e6 * scale * line.each)} {each}",
-                half,
-                f"{100 * line.off:.0f} %",
-            ]
-        )
+        cells = number(1e6 * line.fixed), f"{number(1e6 * scale * line.each)} {each}", half
+        lines.append([title, *cells, f"{100 * line.off:.0f} %"])
     machine = next(row["machine"] for row in rows if row["device"] == "cpu")
     load = [float(row["load"]) for row in rows]
     told = f"Measured on: {machine}, with a load average of {min(load):g} to {max(load):g}."
