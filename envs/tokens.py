@@ -32,6 +32,7 @@ class _TokenVectorEnv(NumpyVectorEnv):
         prompt_length: int,
         answer_length: int,
     ) -> None:
+        at_least(2, "tokens", tokens)
         width = prompt_length + answer_length
         space = Box(0, tokens, (width,), np.int64)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, space, Discrete(tokens))
@@ -91,7 +92,6 @@ class CopyVectorEnv(_TokenVectorEnv):
         tokens: int = 4,
     ) -> None:
         at_least(1, "length", length)
-        at_least(2, "tokens", tokens)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, tokens, length, length)
 
     def _task(self, count: int) -> tuple[Tokens, Tokens]:
@@ -220,7 +220,6 @@ class AdditionVectorEnv(_TokenVectorEnv):
         tokens: int = 10,
     ) -> None:
         at_least(1, "length", length)
-        at_least(2, "tokens", tokens)
         super().__init__(num_envs, autoreset_mode, max_episode_steps, tokens, 2 * length, length + 1)
 
     def _task(self, count: int) -> tuple[Tokens, Tokens]:
