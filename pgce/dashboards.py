@@ -152,8 +152,7 @@ def classifier(
     target = batch["target"].cpu()
     logits, features = _with_features(model, batch)
     probability = plain(head).mean(logits).float().cpu()
-    classes = probability.shape[1]
-    names = [str(k) for k in range(classes)] if class_names is None else list(class_names)
+    names = [*map(str, range(probability.shape[1]))] if class_names is None else list(class_names)
     images = None if isinstance(batch.input, dict) else _images(batch.input, image_shape)
     if target.ndim == 1:
         logger.image(step, "eval/confusion_matrix", pictures.confusion_matrix(target, probability, names))
@@ -161,8 +160,7 @@ def classifier(
         if images is not None:
             wrong = pictures.confidently_wrong(images, target, probability, names)
             logger.image(step, "eval/confidently_wrong", wrong)
-    kept = slice(_MOST_CURVES)
-    logger.pr_curves(step, "eval/pr_curve", target, probability, names[kept])
+    logger.pr_curves(step, "eval/pr_curve", target, probability, names[:_MOST_CURVES])
     if features is not None and target.ndim == 1:
         some = slice(_MOST_VECTORS)
         sprite = None
