@@ -119,13 +119,7 @@ def run(program: Program, seed: int, more: str, cores: int) -> dict[str, Any]:
     words = [str(python(program.place))]
     if program.ranks > 1:
         words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(program.ranks)]
-    words += [
-        str(PEERS / f"by_{program.runner}.py"),
-        *program.words.split(),
-        "--seed",
-        str(seed),
-        *more.split(),
-    ]
+    words += [str(PEERS / f"by_{program.runner}.py"), *f"{program.words} --seed {seed} {more}".split()]
     variables = {**os.environ, **ONE_THREAD, **(KEPT if program.keeps_memory else {})}
     begun = time.perf_counter()
     try:
