@@ -27,13 +27,7 @@ from pgce.fitting import Augment, History, evaluate, fit, predict_proba
 from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
 from pgce.optimizer import SETTINGS, Optimizer, resolve_device
-from pgce.recipes import (
-    ClassificationRules,
-    ClassWeight,
-    RegressionRules,
-    Training,
-    documented,
-)
+from pgce.recipes import ClassificationRules, ClassWeight, RegressionRules, Training, documented
 from pgce.trainer import Batch, Report, Rule, TargetRule, Term
 
 __all__ = ["Classifier", "Regressor"]
@@ -244,10 +238,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             if number.min() < 2 or min(out, len(y) - out) < len(number):  # no room for every class
                 label = None
         rows, held_out = train_test_split(
-            np.arange(len(y)),
-            test_size=float(self.validation_fraction),
-            stratify=label,
-            random_state=seed,
+            np.arange(len(y)), test_size=float(self.validation_fraction), stratify=label, random_state=seed
         )
         return torch.as_tensor(rows), torch.as_tensor(held_out)
 

@@ -598,11 +598,7 @@ def _logits(model: nn.Module, inputs: Any, output: str | int | None, batch_size:
 
 
 def _scores(
-    model: nn.Module,
-    data: Data,
-    terms: Mapping[str, Term],
-    metrics: Metrics | None,
-    batch_size: int = 4096,
+    model: nn.Module, data: Data, terms: Mapping[str, Term], metrics: Metrics | None, batch_size: int = 4096
 ) -> dict[str, float]:
     """What `evaluate` says by the first term, and "{name}_loss" of each other; targets are columns."""
     main, *others = terms.values()
@@ -622,10 +618,7 @@ def _mean_cross_entropy(head: Head, logits: Tensor, target: Tensor) -> float:
 
 
 def _outputs(
-    model: nn.Module,
-    data: Data,
-    wanted: Sequence[tuple[str | int | None, str | None]],
-    batch_size: int,
+    model: nn.Module, data: Data, wanted: Sequence[tuple[str | int | None, str | None]], batch_size: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Logits and targets of all examples, for each (output, column) wanted; no targets where that is None.
 

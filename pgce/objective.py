@@ -84,12 +84,7 @@ def objective(
 
 
 def _dot(
-    cross_entropy: Tensor,
-    weight: Tensor,
-    divisor: Tensor | float,
-    *,
-    waits: bool = False,
-    looks: bool = True,
+    cross_entropy: Tensor, weight: Tensor, divisor: Tensor | float, *, waits: bool = False, looks: bool = True
 ) -> Tensor | None:
     """The same by one dot product; None where that is slower, or if it is not finite, by 0 × ∞ say.
 
@@ -342,12 +337,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        matrix: Tensor,
-        bias: Tensor | None,
-        coefficient: Tensor | None,
-        *how: Any,
+        ctx: Any, hidden: Tensor, matrix: Tensor, bias: Tensor | None, coefficient: Tensor | None, *how: Any
     ) -> tuple[Tensor, Tensor]:
         ctx.how, ctx.coefficient = how, coefficient
         ctx.save_for_backward(hidden, matrix, bias)

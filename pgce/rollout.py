@@ -444,12 +444,7 @@ class Collector:
             self.generator.set_state(state["generator"])
 
     def act(
-        self,
-        observation: Any,
-        action_mask: Any = None,
-        *,
-        greedy: bool = False,
-        state: Tensor | None = None,
+        self, observation: Any, action_mask: Any = None, *, greedy: bool = False, state: Tensor | None = None
     ) -> tuple[Any, Tensor | None]:
         """The action for one observation of a single environment, as its `step` takes it; and the memory.
 

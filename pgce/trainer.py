@@ -538,12 +538,7 @@ class Trainer:
         }
 
     def _objective(
-        self,
-        batch: Batch,
-        divisors: Mapping[str, Tensor | float],
-        counts: Tensor | None,
-        *,
-        looks: bool,
+        self, batch: Batch, divisors: Mapping[str, Tensor | float], counts: Tensor | None, *, looks: bool
     ) -> tuple[Tensor, dict[str, Report]]:
         """The sum of the terms' losses on a batch, or a piece of one, and what each term saw.
 

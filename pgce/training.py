@@ -98,12 +98,7 @@ class _Training:
     """What `train_agent` makes: the run with all of its state, which is saved and taken up here."""
 
     def __init__(
-        self,
-        agent: Agent,
-        train_envs: Envs,
-        eval_envs: Envs,
-        evaluated: After | None,
-        metrics: Also | None,
+        self, agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None, metrics: Also | None
     ) -> None:
         self.agent, self.evaluated = agent, evaluated
         self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
