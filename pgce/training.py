@@ -123,7 +123,7 @@ class _Training:
             device=device,
             continuous=agent.continuous,
         )
-        self.examples = self.current.examples(self.collector)
+        self.examples = self._checked(self.current.examples(self.collector))
         if self.examples is not None and processes.size() > 1:
             raise ValueError(
                 f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
@@ -363,6 +363,13 @@ class _Training:
         if self.model.reward_scale is not None:
             self.model.reward_scale.running.zero_()
 
+    def _checked(self, examples: object) -> Batch | None:
+        """The examples, if there is something to be learned from them."""
+        if examples is not None and not (isinstance(examples, Batch) and examples.count):
+            told = "none" if isinstance(examples, Batch) else type(examples).__name__
+            raise ValueError(f"examples gives a Batch with rows that count, or None: it gave {told}")
+        return examples
+
     def _prepared(self, rollout: Rollout) -> Batch:
         """The rollout as the agent makes a batch of it."""
         batch: object = self.current.prepare(rollout, self.model)
@@ -385,9 +392,10 @@ class _Training:
         self.shuffle.set_state(self.epoch)  # the order of the epoch that is under way
         done = self.batch
         while True:
-            self.epoch, self.batch = self.shuffle.get_state(), 0
+            self.epoch, self.batch, rows = self.shuffle.get_state(), 0, 0
             for batch in self.current.batches(examples, self.shuffle):
                 self.batch += 1
+                rows += len(batch)
                 if self.batch <= done:
                     continue
                 if self.steps and self.steps + len(batch) > agent.total_timesteps:
@@ -400,6 +408,8 @@ class _Training:
                     yield batches
                     batches, begun = [], self.steps
                     self._progress()
+            if rows == 0:
+                raise ValueError("batches gives the steps of an epoch: it gave no row of the examples")
             done = 0
 
     def _draw(self, batch: Batch) -> None:

@@ -318,6 +318,11 @@ def aux(output):
     return changed(terms=lambda self, head: {**PPO.terms(self, head), "aux": term})
 
 
+def of_examples(rows, **hooks):
+    columns = {"action": torch.zeros(rows).long(), "advantage": torch.ones(rows)}
+    return changed(examples=lambda *_: pgce.Batch(torch.zeros(rows, 4), columns), **hooks)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -327,6 +332,9 @@ def aux(output):
         (changed(build_model=lambda *_: Unnamed()), "by its name, of none: that of policy is 'policy'"),
         (changed(prepare=lambda *_: None), "prepare gives a Batch, as rollout.batch does: it gave None"),
         (changed(prepare=lambda self, rollout, model: rollout), "it gave Rollout"),
+        (changed(examples=lambda *_: {}), "a Batch with rows that count, or None: it gave dict"),
+        (of_examples(0), "a Batch with rows that count, or None: it gave none"),
+        (of_examples(9, batches=lambda *_: []), "steps of an epoch: it gave no row of the examples"),
         (Agent, r"an agent has a method prepare\(rollout, model\): Agent has none"),
     ],
 )
