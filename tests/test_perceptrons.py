@@ -119,6 +119,23 @@ def test_other_inputs_are_what_torch_says(x):
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_biases_of_another_type_are_refused(fast, monkeypatch):
+    monkeypatch.setattr(perceptrons, "_HAS_FAST_TANH", fast)
+    network = mlp(5, 3)
+    network[0].bias.data = network[0].bias.data.double()
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
+        network(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_tanh_by_the_logistic_function_differs_by_rounding(shift, monkeypatch):
+    monkeypatch.setattr(perceptrons, "_HAS_FAST_TANH", False)
+    x, bias = torch.linspace(-12, 12, 200_001)[:, None], torch.tensor([shift])
+    error = perceptrons.linear_tanh(x, torch.ones(1, 1), bias).double() - (x + bias).double().tanh()
+    assert error.abs().max() < 2e-7
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # which torch says of its own
 @pytest.mark.parametrize("kind", ["sparse", "sparse_csr", "mkldnn"])
 def test_many_rows_may_be_laid_out_in_other_ways(kind):
