@@ -406,12 +406,7 @@ def _is_constant(part: Any) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return _known(type(module)) and not _does_more(module)
-
-
-def _does_more(module: nn.Module) -> bool:
-    """Whether a module does more than its class: it has hooks, is compiled, or has a forward of its own."""
-    return has_hooks(module) or bool(module._compiled_call_impl)
+    return _known(type(module)) and not has_hooks(module)
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:
@@ -432,7 +427,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         return None
     modules, found = [model], list[object]()
     for module in modules:  # which grow meanwhile
-        if _does_more(module):
+        if has_hooks(module):
             return None
         own = module.__dict__  # sooner told than attributes
         kind = type(module)

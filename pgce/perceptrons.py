@@ -147,7 +147,7 @@ def is_plain(x: Tensor) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody is called when the module is, or instead of its class's forward.
+    """Whether somebody is called when the module is, or instead of its class's forward, as if it is compiled.
 
     Example:
         >>> from torch import nn
@@ -162,4 +162,5 @@ def has_hooks(module: nn.Module) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or own.get("_compiled_call_impl")
     )

@@ -192,6 +192,14 @@ def test_a_forward_of_its_own_is_called():
     torch.testing.assert_close(network(x), expected)
 
 
+def test_a_part_that_is_compiled_is_called_so():
+    seen = []
+    network = Perceptron(hidden_layers(5, (8,)), nn.Linear(8, 3))
+    network[0].compile(backend=lambda graph, _: seen.append(graph) or graph.forward)
+    network(torch.randn(64, 5))
+    assert seen
+
+
 @pytest.mark.parametrize("layer", [True, False])
 def test_hooks_are_called(layer):
     network, seen = mlp(5, 3), []
