@@ -136,6 +136,14 @@ def test_tanh_by_the_logistic_function_differs_by_rounding(shift, monkeypatch):
     assert error.abs().max() < 2e-7
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_halves_near_0_are_not_lost(kind, monkeypatch):
+    monkeypatch.setattr(perceptrons, "_HAS_FAST_TANH", False)
+    x = torch.tensor([[1e-3], [-2e-2]], dtype=kind)
+    one, none = torch.ones(1, 1, dtype=kind), torch.zeros(1, dtype=kind)
+    torch.testing.assert_close(perceptrons.linear_tanh(x, one, none), x.tanh())
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # which torch says of its own
 @pytest.mark.parametrize("kind", ["sparse", "sparse_csr", "mkldnn"])
 def test_many_rows_may_be_laid_out_in_other_ways(kind):
