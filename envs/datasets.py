@@ -44,7 +44,7 @@ class Dataset(NamedTuple):
     Attributes:
         train_inputs: (M, D), float32; images of a folder or of an .npz file (M, C, H, W) or (M, H, W).
         train_labels: int64 class ids (M,); of a multilabel task int64 zeros and ones (M, L); of a regression
-            float32 (M,) or (M, n_outputs), in the unit they came in.
+            float64 (M,) or (M, n_outputs), in the unit they came in.
         test_inputs: (M', ...), float32.
         test_labels: (M',) or (M', ...).
         classes: K, or L; 0 for a regression.
@@ -300,11 +300,10 @@ def _labels(source: _Source) -> tuple[Task, NDArray[Any], tuple[str, ...]]:
     values, labels = np.unique(target, return_inverse=True)
     if kind == "f" or (kind in "iu" and len(values) > _MOST_CLASSES):
         with np.errstate(over="ignore"):
-            amounts = target.astype(np.float32)
-        if not np.isfinite(amounts).all():
-            count = (~np.isfinite(amounts)).sum()
-            raise ValueError(f"targets are finite in float32: {count} of {amounts.size} are not")
-        return "regression", amounts, ()
+            finite = np.isfinite(target.astype(np.float32))
+        if not finite.all():
+            raise ValueError(f"targets are finite in float32: {(~finite).sum()} of {finite.size} are not")
+        return "regression", target.astype(np.float64), ()
     names = tuple(map(str, source.names if len(source.names) == len(values) else values))
     if len(names) < 2:
         raise ValueError(f"a classification has at least 2 classes: it has {', '.join(names) or 'none'}")

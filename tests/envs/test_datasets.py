@@ -109,7 +109,7 @@ def test_every_set_of_scikit_learn(name):
     examples = len(data.train_inputs) + len(data.test_inputs)
     assert len(data.test_inputs) == np.ceil(examples / 4)
     assert examples == 1000 or name in TOYS
-    assert data.train_labels.dtype == (np.float32 if data.task == "regression" else np.int64)
+    assert data.train_labels.dtype == (np.float64 if data.task == "regression" else np.int64)
     assert data.classes == len(data.class_names)
     assert (data.classes == 0) == (data.task == "regression")
     if data.task == "classification":
@@ -353,6 +353,14 @@ def test_bytes_are_images(shape, tmp_path):
     flat = datasets.load(npz(tmp_path, X=X.reshape(20, -1), y=np.arange(20) % 2))
     assert flat.image_shape is None
     assert flat.train_inputs.mean(0) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_amounts_keep_their_digits(kind, tmp_path):
+    y = (1_700_000_000 + np.arange(200)).astype(kind)
+    data = datasets.load(npz(tmp_path, X=np.arange(400.0).reshape(200, 2), y=y))
+    assert data.task == "regression"
+    assert sorted([*data.train_labels, *data.test_labels]) == y.tolist()
 
 
 GOOD = np.ones((8, 2)), np.arange(8) % 2
