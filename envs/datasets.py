@@ -281,10 +281,13 @@ def _split(source: _Source, test_size: float) -> Dataset:
     if task == "classification" and (trained := len(np.unique(train_labels))) < len(names):
         raise ValueError(f"each class is trained on: test_size {test_size} leaves {trained} of {len(names)}")
     if source.standardised is not False:
-        # A constant column's computed deviation may be 1e-17: the range tells.
-        varies = source.standardised & (np.ptp(train, axis=0) > 0)
+        # A constant column's computed deviation may be 1e-17: the range tells. In units of its
+        # power of two, which round nothing, no square overflows or vanishes.
+        spread = np.ptp(train, axis=0)
+        varies = source.standardised & (spread > 0)
         shift = np.where(source.standardised, train.mean(0), 0.0)
-        scale = np.where(varies, train.std(0), 1.0)
+        unit = np.where(varies, np.ldexp(0.5, np.frexp(spread)[1]), 1.0)
+        scale = np.where(varies, unit * (train / unit).std(0), 1.0)
         train, test = (train - shift) / scale, (test - shift) / scale
     train, test = (part.astype(np.float32, copy=False) for part in (train, test))
     return Dataset(train, train_labels, test, test_labels, len(names), names, source.image_shape, task)

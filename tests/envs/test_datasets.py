@@ -363,6 +363,14 @@ def test_amounts_keep_their_digits(kind, tmp_path):
     assert sorted([*data.train_labels, *data.test_labels]) == y.tolist()
 
 
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_features_whose_squares_no_float_holds(unit, tmp_path):
+    X, y = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    usual, other = (datasets.load(npz(tmp_path, X=values, y=y)) for values in (X, X * unit))
+    assert other.train_inputs == pytest.approx(usual.train_inputs, abs=1e-6)
+    assert other.test_inputs == pytest.approx(usual.test_inputs, abs=1e-6)
+
+
 GOOD = np.ones((8, 2)), np.arange(8) % 2
 
 
