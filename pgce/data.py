@@ -34,7 +34,7 @@ _COLUMNS = ("input", "target", "sample_weight")
 
 
 def as_tensor(array: Array) -> Tensor:
-    """A tensor as it is; an array as a tensor, float64 as float32.
+    """A tensor as it is; an array as a tensor, float64 as float32, and uint16 to uint64 as int64.
 
     Example:
         >>> import numpy as np
@@ -47,7 +47,9 @@ def as_tensor(array: Array) -> Tensor:
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
         raise ValueError(f"data are numbers: the array has dtype {values.dtype}")
-    dtype = np.float32 if values.dtype == np.float64 else values.dtype
+    dtype: Any = np.float32 if values.dtype == np.float64 else values.dtype
+    if dtype in (np.uint16, np.uint32, np.uint64):  # with which torch can do next to nothing
+        dtype = np.int64
     return torch.as_tensor(np.require(values, dtype, "W"))  # torch warns of memory that is not to be written
 
 

@@ -1033,6 +1033,15 @@ def test_a_stream_begins_anew():
         fitted(epochs=2, validation=Once())
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_class_ids_without_a_sign(kind):
+    found = []
+    for ids in (np.arange(4), np.arange(4).astype(kind)):
+        torch.manual_seed(0)
+        found.append(pgce.fit(nn.Linear(4, 4), (np.eye(4), ids), epochs=2, device="cpu")["loss"])
+    assert found[0] == found[1]
+
+
 def test_arrays_that_are_not_to_be_written_are_copied(recwarn):
     inputs = np.zeros((4, 3), np.float32)
     inputs.flags.writeable = False
