@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pgce.trainer import Batch, Input
 
-__all__ = ["Array", "Data", "Inputs", "as_batch", "as_source", "as_tensor", "pieces"]
+__all__ = ["Array", "Data", "Inputs", "as_batch", "as_source", "as_tensor", "ordered", "pieces"]
 
 Array = Tensor | NDArray[Any]
 Inputs = Array | Mapping[str, Array]
@@ -47,10 +47,25 @@ def as_tensor(array: Array) -> Tensor:
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
         raise ValueError(f"data are numbers: the array has dtype {values.dtype}")
-    dtype: Any = np.float32 if values.dtype == np.float64 else values.dtype
-    if dtype in (np.uint16, np.uint32, np.uint64):  # with which torch can do next to nothing
+    dtype: Any = values.dtype.newbyteorder("=")
+    if dtype == np.float64:
+        dtype = np.float32
+    elif dtype in (np.uint16, np.uint32, np.uint64):  # with which torch can do next to nothing
         dtype = np.int64
-    return torch.as_tensor(np.require(values, dtype, "W"))  # torch warns of memory that is not to be written
+    # torch warns of memory that is not to be written
+    return torch.as_tensor(ordered(np.require(values, dtype, "W")))
+
+
+def ordered(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, or a copy of one that runs backwards through memory, which torch does not take.
+
+    Example:
+        >>> import numpy as np
+        >>> from pgce.data import ordered
+        >>> ordered(np.arange(3)[::-1]).strides
+        (8,)
+    """
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def as_batch(data: Any, device: torch.device | None = None) -> Batch:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pgce import dashboards, heads, metrics, samplers, targets, weights
 from pgce.checkpoint import check_like
 from pgce.choices import Activation, OptimizerName, Schedule, check_types
+from pgce.data import ordered
 from pgce.fitting import Augment, History, evaluate, fit, predict_proba
 from pgce.logger import Logger
 from pgce.networks import Scaled, mlp
@@ -86,7 +87,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def _weights(self, sample_weight: Any, X: Array) -> Array | None:
         if sample_weight is None:
             return None
-        return np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        return ordered(np.asarray(weight))
 
     def _tensor(self, X: Array, *, fresh: bool = False) -> Tensor:
         """Inputs in the network's precision, which is a new one's that of the data, as in scikit-learn."""
@@ -949,7 +951,7 @@ def _is_off(value: Any) -> bool:
 
 def _of_array(array: Array, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of memory that may be written, of which torch warns where it may not (a DataFrame's)."""
-    return torch.as_tensor(np.require(array, requirements="W"), dtype=dtype)
+    return torch.as_tensor(ordered(np.require(array, requirements="W")), dtype=dtype)
 
 
 def _rows(y: Array) -> Tensor:

@@ -1042,6 +1042,20 @@ def test_class_ids_without_a_sign(kind):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    "turned", [np.flipud, lambda x: x.astype(x.dtype.newbyteorder("S"))], ids=["backwards", "bytes"]
+)
+def test_arrays_that_run_backwards_or_are_of_another_machine(turned):
+    X, y = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 2
+    for estimator in (pgce.Classifier(epochs=1, device="cpu"), pgce.Regressor(epochs=1, device="cpu")):
+        estimator.fit(turned(X), turned(y), turned(1.0 + y), validation=(turned(X), turned(y)))
+        assert (estimator.predict(turned(X)) == estimator.predict(np.ascontiguousarray(turned(X)))).all()
+    model = nn.Linear(4, 2)
+    pgce.fit(model, (turned(X), turned(y)), epochs=1, device="cpu")
+    expected = pgce.predict_proba(model, torch.as_tensor(turned(X).astype(np.float32, order="C")))
+    assert torch.equal(pgce.predict_proba(model, turned(X)), expected)
+
+
 def test_arrays_that_are_not_to_be_written_are_copied(recwarn):
     inputs = np.zeros((4, 3), np.float32)
     inputs.flags.writeable = False
