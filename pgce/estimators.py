@@ -562,8 +562,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """Refuse rules that do not fit the target, or each other."""
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share lies in [0, 1]: it is {self.teacher_share}")
-        if not self.logit_adjustment >= 0:
-            raise ValueError(f"logit_adjustment is 0 or more: it is {self.logit_adjustment}")
+        if not 0 <= self.logit_adjustment < math.inf:
+            raise ValueError(f"logit_adjustment is 0 or more and finite: it is {self.logit_adjustment}")
         if self.pos_weight is not None and not np.all(np.asarray(self.pos_weight) > 0):
             raise ValueError(f"pos_weight is above 0: it is {self.pos_weight!r}")
         labels = len(self.classes_)

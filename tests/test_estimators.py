@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import warnings
 from functools import partial
@@ -856,7 +857,8 @@ def test_updates_that_are_not_finite_may_be_left_out():
             r"logits \(B, 10\), one a class: .* it gives the shape \(1, 12\)",
         ),
         ({"teacher_share": 2.0}, r"teacher_share lies in \[0, 1\]: it is 2.0"),
-        ({"logit_adjustment": -1.0}, "logit_adjustment is 0 or more: it is -1.0"),
+        ({"logit_adjustment": -1.0}, "logit_adjustment is 0 or more and finite: it is -1.0"),
+        ({"logit_adjustment": math.inf}, "logit_adjustment is 0 or more and finite: it is inf"),
         ({"soft_labels": (0.9,)}, "soft_labels is a sequence of 2"),
         ({"noise": np.ones((10, 10))}, "its rows are probabilities"),
     ],
