@@ -613,6 +613,7 @@ def _scores(
 
 
 def _mean_cross_entropy(head: Head, logits: Tensor, target: Tensor) -> float:
+    head.check(logits, target)
     each = head.cross_entropy(logits, target)
     return objective(each, None, max(each.numel(), 1)).item()
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pgce
 from pgce.data import as_batch
-from pgce.heads import Bernoulli, Categorical, Gaussian, Transformed, tempered
+from pgce.heads import Bernoulli, Categorical, Gaussian, Poisson, Transformed, tempered
 from pgce.samplers import balanced, weighted
 from pgce.targets import distilled, mixup, one_hot
 from pgce.weights import focal, per_class, product
@@ -543,6 +543,18 @@ def test_evaluation_refuses_inputs_of_another_precision(inputs):
     ):
         with pytest.raises(ValueError, match=told):
             call()
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "told"),
+    [
+        (Poisson(), -np.ones((4, 3)), "counts are 0 or more: target holds -1"),
+        (Bernoulli(), np.full((4, 3), 2), "yes-or-no targets are 0 or 1: target holds values from 2 to 2"),
+    ],
+)
+def test_evaluation_refuses_targets_that_mean_nothing(head, target, told):
+    with pytest.raises(ValueError, match=told):
+        pgce.evaluate(nn.Linear(4, 3), (np.eye(4), target), head=head)
 
 
 def test_a_stack_of_another_model_is_refused():
