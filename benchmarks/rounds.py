@@ -361,7 +361,7 @@ def findings(rows: Rows) -> str:
     lines = [
         f"**Environments.** PPO: {number(speed[1])} steps/s with one, {number(speed[best])} with {best:,}.",
         f"**Memory.** The peak grows by {number(cost['rollout'].each)} bytes a row of the rollout: "
-        "what is stored, and the layers of the value network on all rows at once.",
+        "what is stored, and the layers of both networks on the rows of a minibatch.",
         f"**Width.** Updates reach {number(width[min(width)])} GFLOP/s with {min(width)} units, "
         f"{number(max(width.values()))} at best.",
         f"**Batch.** `pgce.fit`: {number(rates[0][min(rates[0])])} examples/s in batches of {min(rates[0])} "
