@@ -13,15 +13,15 @@ from torch.nn.modules.module import _has_any_global_hook
 __all__ = ["Perceptron", "has_hooks", "is_plain", "linear_tanh"]
 
 
-_PIECE = 1_024  # rows whose outputs of a layer, of 64 units say, stay in a processor's cache
+_PIECE = 1_024  # rows for each thread whose outputs of a layer, of 64 units say, stay in its core's cache
 _ROW_BY_ROW = nn.Linear, nn.ReLU, nn.SiLU, nn.Tanh, partial
 
 
 class Perceptron(nn.Sequential):
     """Layers, in order; on a CPU a linear one and tanh are computed together, by `linear_tanh`.
 
-    Without gradients, many rows are computed by pieces, which stay in its cache. Layers with hooks run one by
-    one, as do all on other devices, under autocast and in a compiler.
+    Many rows are computed by pieces, which stay in its cache. Layers with hooks run one by one, as do all on
+    other devices, under autocast and in a compiler.
 
     Example:
         >>> import torch
@@ -38,9 +38,10 @@ class Perceptron(nn.Sequential):
         if not is_plain(x) or x.ndim != 2 or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
             return _passed(x, self._modules.values())
         layers = self._joined(x.dtype)
-        if len(x) < 4 * _PIECE or torch.is_grad_enabled() or not all(map(_is_row_by_row, layers)):
+        piece = _PIECE * torch.get_num_threads()
+        if len(x) < 4 * piece or not all(map(_is_row_by_row, layers)):
             return _passed(x, layers)
-        return torch.cat([_passed(rows, layers) for rows in x.split(_PIECE)])
+        return torch.cat([_passed(rows, layers) for rows in x.split(piece)])
 
     def _joined(self, dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
         """The layers, with those of layers that are layers, and a linear one and tanh as one."""
