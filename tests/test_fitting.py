@@ -1,4 +1,4 @@
-"""`fit` against a torch loop written by hand, and what it refuses before the first step."""
+"""`fit` against a torch loop written by hand."""
 
 from __future__ import annotations
 
@@ -405,18 +405,6 @@ def test_a_sampler_is_refused_where_others_choose_the_examples(sampler):
     fitted(told, sampler=sampler)
 
 
-def test_correcting_twice_is_warned_of():
-    inputs, labels = digits()
-    rule = partial(per_class, class_weight=torch.ones(10))
-    for weight in (rule, product("sample_weight", rule)):
-        data = (inputs, labels, torch.ones(len(labels)))
-        with pytest.warns(UserWarning, match="corrects it twice"):
-            fitted(data, sampler=balanced, weight=weight)
-    with pytest.warns(UserWarning, match="corrects it twice"):
-        fitted(data, sampler=weighted, weight="sample_weight")
-    fitted(data, sampler=balanced, weight="sample_weight")
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compiling_changes_nothing_but_time():
@@ -466,86 +454,6 @@ X, Y = torch.randn(6, 64, dtype=DOUBLE), torch.arange(6)
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        ((X[:0], Y[:0]), {}, "at least one example"),
-        ((X, Y[:5]), {}, r"input has 6, target has shape \(5,\)"),
-        ((X,), {}, "there are 1"),
-        ((X, Y + 5), {}, r"data: class ids lie in 0\.\.9: target holds ids from 5 to 10"),
-        ((X, Y.double()), {}, "data: a target is integer class ids"),
-        ((X, Y), {"validation": (X, Y - 1)}, "validation: class ids .* from -1 to 4"),
-        ((X * math.nan, Y), {}, "data: inputs, targets and weights are finite"),
-        ((X, Y, torch.full((6,), math.inf)), {}, "data: inputs, targets and weights are finite"),
-        ((X, Y), {"epochs": 0}, "epochs is 0"),
-        ((X, Y), {"batch_size": 0}, "batch_size is 0"),
-        ((X, Y), {"optimizer": "sdg"}, "it is 'sdg'"),
-        ((X.float(), Y), {}, "inputs are torch.float32, the model is torch.float64"),
-        ((X.numpy(), Y), {}, r"\(NumPy's float64 is taken as float32\): inputs are torch.float32"),
-        ((X[:, :5], Y), {}, r"the model does not take inputs of shape \(6, 5\)"),
-        ((X, Y), {"validation": (X.float(), Y)}, "validation: inputs and model are of one dtype"),
-        (pgce.Batch(X, {"target": Y}, torch.zeros(6, dtype=torch.bool)), {}, "all 6 are masked"),
-        ((X, Y, torch.ones(6, 2)), {"weight": "sample_weight"}, "one weight per example"),
-        ((X, Y), {"patience": 3}, "needs validation data: it is 3, validation is missing"),
-        (
-            (X, Y),
-            {"patience": 3, "validation": (X, Y), "monitor": "val_f1"},
-            "monitor is one of loss, val_acc",
-        ),
-        ((X, Y), {"micro_batch_size": 0}, "micro_batch_size is 0"),
-        ((X, Y), {"precision": "bf16"}, "it is 'bf16'"),
-        ((X, Y), {"ema_decay": 1.0}, "it is 1.0"),
-        ((X, Y), {"terms": {"a": pgce.Term(Categorical())}, "head": Gaussian()}, "give one or the other"),
-        ((np.array([["a"]]), np.array([0])), {}, "data are numbers: the array has dtype <U1"),
-        (
-            (X, Y),
-            {"weight": "focal"},
-            "data: a weight is the name of a column, or a function such as pgce.weights.focal: "
-            "it is 'focal', the columns are target",
-        ),
-        (
-            {"input": X, "label": Y, "n": Y},
-            {},
-            "data: a target is the name of a column: it is 'target', the columns are label, n",
-        ),
-        ((X, Y), {"weight": "y"}, "it is 'y', the columns are target"),
-        (
-            (X, Y),
-            {"weight": lambda h, b: h * math.nan},
-            "data: weights are finite: the term 'label' has one that is nan",
-        ),
-        (
-            (X, Y),
-            {
-                "terms": {
-                    "a": pgce.Term(Categorical()),
-                    "b": pgce.Term(Categorical(), weight=lambda h, b: h / 0),
-                }
-            },
-            "the term 'b' has one that is inf",
-        ),
-    ],
-)
-def test_fit_refuses_before_the_first_step(data, options, message):
-    model = network(0)
-    with pytest.raises(ValueError, match=message):
-        pgce.fit(model, data, device="cpu", **options)
-    for a, b in zip(model.parameters(), network(0).parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("inputs", [X.float(), X.numpy()])
-def test_evaluation_refuses_inputs_of_another_precision(inputs):
-    told = "data: inputs and model are of one dtype .* inputs are torch.float32, the model is torch.float64"
-    for call in (
-        partial(pgce.evaluate, network(0), (inputs, Y)),
-        partial(pgce.predict, network(0), inputs),
-        partial(pgce.predict_proba, network(0), inputs),
-    ):
-        with pytest.raises(ValueError, match=told):
-            call()
-
-
-@pytest.mark.parametrize(
     ("head", "target", "told"),
     [
         (Poisson(), -np.ones((4, 3)), "counts are 0 or more: target holds -1"),
@@ -555,13 +463,6 @@ def test_evaluation_refuses_inputs_of_another_precision(inputs):
 def test_evaluation_refuses_targets_that_mean_nothing(head, target, told):
     with pytest.raises(ValueError, match=told):
         pgce.evaluate(nn.Linear(4, 3), (np.eye(4), target), head=head)
-
-
-def test_a_stack_of_another_model_is_refused():
-    model, other = network(0), network(1)
-    told = "an optimizer stack is of the model's parameters: 4 of its 4 are not"
-    with pytest.raises(ValueError, match=told):
-        pgce.fit(model, (X, Y), optimizer=pgce.optimizer.Optimizer(other.parameters()), device="cpu")
 
 
 def test_a_stack_may_be_of_a_part_of_the_model():
@@ -611,26 +512,6 @@ def test_a_layer_that_would_learn_from_now_on_is_told():
     assert not torch.equal(model[0].weight, network(0)[0].weight)
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"max_skips": 3, "learning_rate": 0.1}, "learning_rate is 0.1"),
-        ({"schedule": "cosine"}, "schedule is 'cosine'"),
-        ({"warmup_steps": 5}, "warmup_steps is 5"),
-        ({"max_grad_norm": 1.0}, "max_grad_norm is 1.0"),
-        ({"precision": "bfloat16"}, "precision is 'bfloat16'"),
-        ({"ema_decay": 0.9}, "ema_decay is 0.9"),
-        ({"max_skips": 3}, "max_skips is 3"),
-        ({"momentum": 0.9}, "momentum is 0.9"),
-    ],
-)
-def test_settings_that_a_stack_would_not_obey_are_refused(settings, told):
-    model = network(0)
-    stack = pgce.optimizer.Optimizer(model.parameters(), "sgd")
-    with pytest.raises(ValueError, match=f"an optimizer stack has settings of its own: {told} beside it"):
-        pgce.fit(model, (X, Y), optimizer=stack, device="cpu", **settings)
-
-
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="momentun"):
         pgce.fit(network(0), (X, Y), optimizer="sgd", momentun=0.9, device="cpu")
@@ -652,52 +533,6 @@ def test_a_third_part_of_the_data_weighs_unless_told_otherwise():
         fitted(data, sampler=weighted)[1]["loss"]
         == fitted(data, sampler=weighted, weight=pgce.weights.one)[1]["loss"]
     )
-
-
-def of_columns(cross_entropy, batch):
-    return batch.columns.get("sample_weight", torch.ones_like(cross_entropy))
-
-
-@pytest.mark.parametrize(
-    ("how", "warns"),
-    [
-        ({"weight": focal}, True),
-        ({"weight": "other"}, True),
-        ({"terms": {"label": pgce.Term(Categorical())}}, True),
-        ({}, False),
-        ({"weight": pgce.weights.one}, False),
-        ({"weight": product(focal, "sample_weight")}, False),
-        ({"weight": of_columns}, False),
-        ({"weight": focal, "sampler": weighted}, False),
-        ({"terms": {"label": pgce.Term(Categorical(), target=lambda z, b: b["target"])}}, True),
-        (
-            {
-                "terms": {
-                    "label": pgce.Term(Categorical()),
-                    "soft": pgce.Term(Categorical(), target=lambda z, b: z * b["sample_weight"].unsqueeze(1)),
-                }
-            },
-            False,
-        ),
-    ],
-)
-def test_weights_of_examples_that_no_term_reads_are_warned_of(how, warns, recwarn):
-    share = torch.linspace(0.5, 1.5, 6, dtype=DOUBLE)
-    fitted(pgce.Batch(X, {"target": Y, "sample_weight": share, "other": share}), **how)
-    told = [
-        str(w.message) for w in recwarn.list if "sample_weight is given and no term reads" in str(w.message)
-    ]
-    assert len(told) == warns
-    recwarn.clear()
-    fitted(pgce.Batch(X, {"target": Y, "sample_weight": torch.ones_like(share), "other": share}), **how)
-    assert not recwarn.list
-
-
-def test_a_rule_may_take_the_deviation_of_a_batch():
-    def whitened(cross_entropy, batch):
-        return (cross_entropy - cross_entropy.mean()) / cross_entropy.std()
-
-    assert math.isfinite(fitted((X, Y), weight=whitened)[1]["loss"][0])
 
 
 class Steps(nn.Module):
@@ -943,65 +778,6 @@ def test_an_unknown_value_is_never_the_best():
 
     assert _best([math.nan, 0.5, 0.4], least=True) == 2
     assert _best([math.nan, 0.5, 0.6, math.nan], least=False) == 2
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"learning_rate": 0.5}, "learning_rate 0.01 -> 0.5"),
-        ({"batch_size": 7}, "batch_size 50 -> 7"),
-        ({"schedule": "linear"}, "schedule constant -> linear"),
-        ({"data": (digits()[0], digits()[1].flip(0))}, "data [0-9a-f]{16} -> [0-9a-f]{16}"),
-        ({"terms": {"label": pgce.Term(Categorical(), coefficient=0.5)}}, "label.coefficient 1.0 -> 0.5"),
-        ({"terms": {"class": pgce.Term(Categorical())}}, r"objective \['label'\] -> \['class'\]"),
-        ({"weight": partial(focal, gamma=2.0)}, r"label.weight one -> focal\(gamma=2.0\)"),
-        (
-            {"weight": partial(per_class, class_weight=torch.ones(10))},
-            r"label.weight one -> per_class\(class_weight=[0-9a-f]{16}\)",
-        ),
-        (
-            {"head": Transformed(partial(tempered, temperature=2.0))},
-            r"label.head Categorical.* -> Transformed\(transform=tempered\(temperature=2.0\), head=Cat.*\)",
-        ),
-        ({"sampler": balanced}, "sampler shuffled -> balanced"),
-        ({"augment": partial(mixup, alpha=0.2)}, r"augment None -> mixup\(alpha=0.2\)"),
-    ],
-)
-def test_a_checkpoint_goes_on_with_what_it_is_of(tmp_path, changed, told):
-    how = {"batch_size": 50, "learning_rate": 0.01, "seed": 0, "checkpoints": tmp_path, "device": "cpu"}
-    pgce.fit(network(0), digits(), epochs=1, **how)
-    data = changed.pop("data", digits())
-    with pytest.raises(ValueError, match=f"goes on with the same data and settings: {told} "):
-        pgce.fit(network(0), data, epochs=2, **{**how, **changed})
-    history = pgce.fit(network(0), digits(), epochs=2, **how)
-    assert history["epoch"] == [1, 2]
-
-
-class Several(nn.Module):
-    def __init__(self, give):
-        super().__init__()
-        self.layer, self.give = nn.Linear(64, 10).double(), give
-
-    def forward(self, x):
-        return self.give(self.layer(x))
-
-
-@pytest.mark.parametrize(
-    ("give", "output", "told"),
-    [
-        (lambda z: {"a": z, "b": z}, None, r"it gives \['a', 'b'\], the output is None"),
-        (lambda z: {"a": z, "b": z}, "c", r"it gives \['a', 'b'\], the output is 'c'"),
-        (lambda z: (z, z), None, "it gives tuple, the output is None"),
-        (lambda z: (z, z), 2, "it gives tuple, the output is 2"),
-        (lambda z: None, None, "it gives NoneType, the output is None"),
-    ],
-)
-def test_several_outputs_are_told(give, output, told):
-    terms = {"label": pgce.Term(Categorical(), output=output)}
-    with pytest.raises(ValueError, match=f"`output` of a Term, or of the call, names one: {told}"):
-        pgce.fit(Several(give), digits(), terms=terms, device="cpu")
-    with pytest.raises(ValueError, match=told):
-        pgce.evaluate(Several(give), digits(), output=output)
 
 
 def test_whole_numbers_of_numpy():
