@@ -5,30 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_types
-from pgce.envs.guard import EnvironmentFault
 from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
-from pgce.records import MAY_CHANGE, SCORES, STOPS, UNSHOWN, Record, read_json
+from pgce.outcomes import Several, refuse, train_each, train_or_exit
+from pgce.records import MAY_CHANGE, STOPS, UNSHOWN, Record, read_json
+from pgce.stops import Stops
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
     from torch import nn
@@ -224,8 +221,7 @@ class Run:
         self.spent: dict[str, float] = {}
         self._profiler: Any = None
         self._since: float | None = None
-        self._signals: list[int] = []
-        self._stops: _Stops | None = None
+        self._stops = Stops()
         self._lock: Lock | None = None
         self._before: dict[str, bytes] = {}
         self.path, self.attempt = Path(), 1
@@ -342,8 +338,7 @@ class Run:
         if kind is not None and issubclass(kind, CheckpointError):  # what is there is of other settings
             for name, content in self._before.items():
                 write_file(self.path / name, content)
-        if self._stops is not None:
-            self._stops.restore()
+        self._stops.restore()
         self._release()
 
     def _release(self) -> None:
@@ -383,7 +378,7 @@ class Run:
             (self.path / "result.json").unlink(missing_ok=True)  # of the attempt before
         with ExitStack() as stack:
             self.bar = stack.enter_context(Bar(total, unit, quiet=self.settings.quiet))
-            self._stops = _Stops(self._signals)
+            self._stops.catch()
             if self.settings.profile and processes.rank() == 0:
                 self._profiler = stack.enter_context(_profiler(self.path / "trace"))
             self._since = time.perf_counter()
@@ -391,7 +386,7 @@ class Run:
                 yield
             finally:
                 self._seconds, self._since = self.seconds, None
-                if not self._signals:  # else one of the same moment may still come, while all is saved
+                if self._stops.seen is None:  # else one of the same moment may still come, while all is saved
                     self._stops.restore()
 
     def ended_round(self) -> None:
@@ -411,13 +406,13 @@ class Run:
     @property
     def interrupted(self) -> str:
         """Whether a signal to stop came while training: "interrupt" (Ctrl-C), "terminate", or else ""."""
-        seen = processes.sum_of([number in self._signals[:1] for number in STOPS.values()])
+        seen = processes.sum_of([number == self._stops.seen for number in STOPS.values()])
         return next((stop for stop, times in zip(STOPS, seen, strict=True) if times), "")
 
     @property
     def waited(self) -> float:
         """Seconds since a signal to stop came to this process while training; 0 if none did."""
-        return 0.0 if self._stops is None else self._stops.waited
+        return self._stops.waited
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -482,18 +477,6 @@ class Run:
         Image.fromarray(picture).save(self.path / "pictures" / "learning_curve.png", optimize=True)
 
 
-@dataclass(kw_only=True)
-class _Several:
-    """What the command line takes beside a learner's settings."""
-
-    seeds: tuple[int, ...] = ()
-    """Train with each of these seeds, in place of one, and tell the interquartile mean of what they reach."""
-    jobs: int = 1
-    """How many of those runs at once, each quietly in a process of its own."""
-    config: str | None = None
-    """Begin with the settings in the config.json of a run, given as the file or the run's folder."""
-
-
 def main(
     learner: type[Any], description: str | None, words: Sequence[str] | None = None, prog: str | None = None
 ) -> None:
@@ -511,7 +494,7 @@ def main(
         prog: the program's name, for `--help`.
     """
     words = sys.argv[1:] if words is None else words
-    flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, _Several), kw_only=True)
+    flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, Several), kw_only=True)
     default = flags.from_words(words) if hasattr(flags, "from_words") else None
     config = [f for w, f in zip(words, [*words, ""][1:], strict=True) if w == "--config"]
     config += [word.partition("=")[2] for word in words if word.startswith("--config=")]
@@ -519,136 +502,13 @@ def main(
         try:
             default = flags(**vars(from_config(learner, config[-1])))
         except (ValueError, OSError) as error:
-            _refuse(error)
+            refuse(error)
     given = parse(flags, words, prog=prog, description=description, default=default)
     settings = learner(**{field.name: getattr(given, field.name) for field in dataclasses.fields(learner)})
     if given.seeds or given.jobs != 1:
-        _train_each(settings, given.seeds, given.jobs)
+        train_each(settings, given.seeds, given.jobs)
     else:
         train_or_exit(settings)
-
-
-def _refuse(why: object) -> NoReturn:
-    """End as a bad setting does."""
-    print(f"error: {why}", file=sys.stderr)
-    sys.exit(2)
-
-
-def train_or_exit(settings: Any) -> None:
-    """Train, and turn the outcome into the process's exit code."""
-    code, _ = _outcome(settings)
-    if code:
-        sys.exit(code)
-
-
-def _outcome(settings: Any) -> tuple[int, dict[str, Any]]:
-    """Train: the exit code, and the result."""
-    try:
-        run = settings.train()
-    except KeyboardInterrupt:  # before training or after it, or for the second time
-        return 130, {}
-    except (ValueError, ImportError, FloatingPointError, OSError, EnvironmentFault) as error:
-        print(f"error: {error}\n{getattr(error, 'trace', '')}".rstrip(), file=sys.stderr)
-        failed = isinstance(error, (FloatingPointError, EnvironmentFault))
-        return 70 if failed else 74 if isinstance(error, OSError) else 2, {}
-    stopped = {"interrupt": 130, "terminate": 143}.get(run.result["stopped"], 0)
-    return stopped or (74 if run.result.get("failed_saves") else 0), run.result
-
-
-def _train_each(settings: Any, seeds: tuple[int, ...], jobs: int) -> None:
-    """A run for each seed; then the interquartile mean of their last evaluations."""
-    rank, many = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")  # by torchrun
-    if many != "1" and jobs > 1:
-        _refuse(f"several processes train one seed after the other: jobs {jobs}, processes {many}")
-    if len(set(seeds)) < max(len(seeds), 1) or jobs < 1:
-        given = " ".join(map(str, seeds)) or "none"
-        _refuse(f"jobs (at least 1) share seeds that differ: jobs {jobs}, seeds {given}")
-    alone = jobs == 1
-    runs = [
-        dataclasses.replace(
-            settings,
-            seed=seed,
-            quiet=settings.quiet or not alone,
-            run=None if settings.run is None else f"{settings.run}-{seed}",
-        )
-        for seed in seeds
-    ]
-    out = sys.stderr if settings.json else sys.stdout  # where the last line is a result
-    scores: list[float] = []
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for code, result in map(_outcome, runs) if alone else pool.map(_in_a_process, runs):
-            if code:
-                sys.exit(code)
-            score = next(name for name in SCORES if name in result)
-            scores.append(result[score])
-            if not (alone or settings.quiet):
-                told = f"{result['seed']}: {score} {result[score]:.4g}, {result['run']}"
-                print(f"{'seed':>9}  {told}", file=out, flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:  # runs that go on in their processes got Ctrl-C too, and end cleanly
-        pool.shutdown(cancel_futures=True)
-    if rank == "0" and not settings.quiet:
-        from pgce.metrics import interquartile_mean
-
-        mean, low, high = interquartile_mean(np.array(scores))
-        each = ", ".join(f"{value:.4g}" for value in scores)
-        print(f"{'seeds':>9}  {score} {each}", file=out)
-        print(
-            f"{'together':>9}  interquartile mean {mean:.4g}, 95 % interval [{low:.4g}, {high:.4g}]", file=out
-        )
-
-
-def _in_a_process(settings: Any) -> tuple[int, dict[str, Any]]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_followed, settings).result()
-
-
-def _followed(settings: Any) -> tuple[int, dict[str, Any]]:
-    """The outcome, for the process that started this one, if that is still there."""
-    parent = os.getppid()
-    processes.follow()
-    outcome = _outcome(settings)
-    if os.getppid() != parent:  # nobody ends this process
-        os._exit(outcome[0])
-    return outcome
-
-
-class _Stops:
-    """Notes the first signal to stop, so that a run can end cleanly; a second does what it always did.
-
-    Those of one moment are one: a terminal, the launcher of several processes and the kernel at a launcher's
-    death each send their own.
-    """
-
-    def __init__(self, seen: list[int]) -> None:
-        self._seen, self._first = seen, 0.0
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
-            self._before = {number: signal.signal(number, self._handle) for number in STOPS.values()}
-
-    def _handle(self, number: int, frame: object) -> None:
-        if not self._seen:
-            self._seen.append(number)
-            self._first = time.monotonic()
-        elif time.monotonic() - self._first > _MOMENT:
-            self.restore()
-            signal.raise_signal(number)
-
-    @property
-    def waited(self) -> float:
-        """Seconds since the first signal; 0 before it."""
-        return time.monotonic() - self._first if self._seen else 0.0
-
-    def restore(self) -> None:
-        """Handle signals as before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-
-_MOMENT = 0.3  # seconds
 
 
 def _profiler(folder: Path) -> Any:
