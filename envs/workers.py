@@ -35,17 +35,9 @@ from gymnasium.vector.utils import (
     write_to_shared_memory,
 )
 
-from pgce.envs.guard import (
-    Column,
-    EnvironmentFault,
-    Make,
-    _Guarded,
-    _told,
-    _Trace,
-    columns_of,
-    look,
-    sound_batch,
-)
+from pgce.envs.guard import EnvironmentFault, Make, _Guarded, _told, _Trace
+from pgce.envs.infos import Column, columns_of, together
+from pgce.envs.soundness import look, sound_batch
 from pgce.envs.state import get_state, set_state
 
 __all__ = ["GuardedAsyncVectorEnv", "cores"]
@@ -391,7 +383,7 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         columns = self._columns
         told = {i: self._first(i, *answer) for i, answer in answers.items()}
         self._state = AsyncState.DEFAULT
-        return deepcopy(self.observations), self._told_together(told, *columns)
+        return deepcopy(self.observations), together(self.num_envs, told, *columns)
 
     def step_async(self, actions: Any) -> None:
         """Tell each environment to step, or to reset where its episode has ended."""
@@ -425,7 +417,7 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
                 rewards[i], terminated[i], truncated[i], told[i] = self._replaced(i, answer)
         self._end_step(terminated | truncated)
         self._state = AsyncState.DEFAULT
-        infos = self._told_together(told, *columns)
+        infos = together(self.num_envs, told, *columns)
         return deepcopy(self.observations), rewards, terminated, truncated, infos
 
     def _replaced(self, i: int, told: tuple[str, str]) -> tuple[Any, ...]:

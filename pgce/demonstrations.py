@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pgce.checkpoint import write_file
 from pgce.choices import Continuous
-from pgce.envs.guard import limits
+from pgce.envs.soundness import limits
 from pgce.returns import discounted
 from pgce.rollout import Collector, told_mask
 from pgce.spaces import actions, apply_mask, encode_actions, entries
