@@ -45,7 +45,8 @@ class ClassificationBandit(gym.Env[NDArray[np.float32], np.int64]):
     `split`, "train" or "test".
 
     Raises:
-        ValueError: features and labels that don't fit each other, or neither or both of them and `data`.
+        ValueError: features and labels that don't fit each other, or neither or both of them and `data`; an
+            action that is no class.
 
     Example:
         >>> import numpy as np
@@ -80,6 +81,8 @@ class ClassificationBandit(gym.Env[NDArray[np.float32], np.int64]):
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Pay for the right class; the episode is over."""
+        if not self.action_space.contains(np.asarray(action)):
+            raise ValueError(f"actions are in {self.action_space}: it is {action!r}")
         reward = float(action == self._labels[self._row])
         return self._features[self._row].copy(), reward, True, False, {}
 

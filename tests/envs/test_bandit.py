@@ -171,6 +171,18 @@ def test_actions_of_another_shape_are_refused(actions, message):
         envs.step(actions)
 
 
+@pytest.mark.parametrize("action", [3, -1, 7, 0.5])
+def test_an_action_that_is_no_class_is_refused_by_both(action):
+    env, envs = ClassificationBandit(FEATURES, LABELS), vector(1)
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"actions are in Discrete\(3\): it is {action}"):
+        env.step(action)
+    with pytest.raises(ValueError, match=r"actions (are )?in Discrete\(3\)"):
+        envs.step(np.array([action]))
+    assert env.step(np.int64(0))[1:3] == env.step(np.array(0))[1:3]
+
+
 def test_actions_that_are_ignored_may_be_anything():
     envs = vector(2, AutoresetMode.NEXT_STEP)
     envs.reset(seed=0)
