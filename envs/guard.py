@@ -16,18 +16,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from numpy.typing import NDArray
 
-from pgce.envs.infos import columns_of, together
-from pgce.envs.soundness import Unsound, action_fault, look, sound_batch, step_fault
+from pgce.envs.infos import together
+from pgce.envs.soundness import Unsound, action_fault, look, sound_batch
 from pgce.envs.state import _restore, get_state, set_state
 
-__all__ = [
-    "EnvironmentFault",
-    "GuardedSyncVectorEnv",
-    "action_fault",
-    "columns_of",
-    "sound_batch",
-    "step_fault",
-]
+__all__ = ["EnvironmentFault", "GuardedSyncVectorEnv"]
 
 Make = Callable[[], gym.Env[Any, Any]]
 
