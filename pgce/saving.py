@@ -147,7 +147,8 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": _to_json(value.detach().cpu().numpy())}
     if isinstance(value, np.ndarray):
-        return {"array": _to_json(value.tolist()), "dtype": str(value.dtype)}
+        numbers = value.view(np.int64) if value.dtype.kind in "mM" else value  # dates, whose unit dtype tells
+        return {"array": _to_json(numbers.tolist()), "dtype": str(value.dtype)}
     if isinstance(value, tuple):
         return {"tuple": [_to_json(item) for item in value]}
     if isinstance(value, list):

@@ -670,6 +670,15 @@ def test_saved_regressor_and_own_module(tmp_path):
         pgce.load(tmp_path, module=nn.Linear(3, 1))
 
 
+@pytest.mark.parametrize("kind", ["datetime64[D]", "timedelta64[s]"])
+def test_labels_that_are_dates(kind, tmp_path):
+    labels = np.array([0, 400, 900]).astype(kind)[Y]
+    fitted = Classifier(epochs=1, random_state=0, device="cpu").fit(X, labels)
+    loaded = pgce.load(pgce.save(fitted, tmp_path))
+    assert loaded.classes_.dtype == labels.dtype
+    np.testing.assert_array_equal(loaded.predict(X), fitted.predict(X))
+
+
 def test_tensors_of_an_estimator_are_tensors_when_it_is_loaded(tmp_path):
     X, y, _ = regression()
     how = {"epochs": 2, "random_state": 0, "device": "cpu", "warm_start": True}
