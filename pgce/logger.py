@@ -331,6 +331,10 @@ class Logger:
         self._guard(self._writer.close)
         self._writer = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Logger:
+        """The same, which copies of an estimator, as scikit-learn's `clone` makes them, write to as well."""
+        return self
+
     def __enter__(self) -> Logger:
         return self
 

@@ -30,6 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as H
 import pgce
 from pgce import Classifier, Regressor
 from pgce.checkpoint import CheckpointError, load_files, save_files
+from pgce.logger import Logger
 
 
 def name(check):
@@ -429,6 +430,13 @@ def test_what_is_measured_counts_on_when_training_goes_on(tmp_path):
     estimator.set_params(early_stopping=True, patience=2).fit(X, y)
     assert history["epoch"][-3:] == [8, 9, 10]
     assert history.best_epoch == 10
+
+
+def test_clones_write_to_the_logger_of_the_first(tmp_path):
+    with Logger(tmp_path) as logger:
+        estimator = clone(Classifier(epochs=2, log=logger, device="cpu")).fit(X, Y)
+    assert estimator.log is logger
+    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
 @pytest.mark.parametrize(
