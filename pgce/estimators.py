@@ -700,7 +700,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             "a teacher is a trained classifier: it is %(name)s(), not trained (clones of an estimator, as "
             "cross-validation makes them, have one that is trained if it is sklearn.frozen.FrozenEstimator's)"
         )
-        check_is_fitted(self.teacher, "classes_", msg=untrained)
+        check_is_fitted(self.teacher, msg=untrained)
+        if not hasattr(self.teacher, "classes_"):
+            raise ValueError(f"a teacher is a classifier: it is {type(self.teacher).__name__}()")
         classes = np.asarray(self.teacher.classes_)
         if not np.array_equal(classes, self.classes_):
             raise ValueError(

@@ -312,6 +312,8 @@ def test_a_teacher_in_cross_validation():
     how = {"epochs": 1, "device": "cpu"}
     with pytest.raises(NotFittedError, match=r"it is LogisticRegression\(\), not trained .*FrozenEstimator"):
         cross_val_score(Classifier(teacher=teacher, **how), X, Y, cv=2, error_score="raise")
+    with pytest.raises(ValueError, match=r"a teacher is a classifier: it is Regressor\(\)"):
+        Classifier(teacher=Regressor(**how).fit(X, Y), **how).fit(X, Y)
     frozen = Classifier(teacher=FrozenEstimator(teacher), **how)
     assert np.isfinite(cross_val_score(frozen, X, Y, cv=2)).all()
 
