@@ -88,7 +88,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         if sample_weight is None:
             return None
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        return ordered(np.asarray(weight))
+        return ordered(np.require(weight, requirements="W"))
 
     def _tensor(self, X: Array, *, fresh: bool = False) -> Tensor:
         """Inputs in the network's precision, which is a new one's that of the data, as in scikit-learn."""

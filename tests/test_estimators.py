@@ -329,6 +329,7 @@ def test_tables_whose_columns_have_names():
     Classifier(teacher=teacher, **how).fit(table, labels, validation=(table, labels))
     Classifier(**how).fit(table, (table > 0).astype(int)).evaluate(table, (table > 0).astype(int))
     regressor = Regressor(**how).fit(table, table["a"], validation=(table, table["a"]))
+    Classifier(**how).fit(table, labels, pd.Series(np.ones(30)))
     scores = regressor.evaluate(table, table["a"])
     assert scores["mse"] == pytest.approx(((regressor.predict(table) - X[:, 0]) ** 2).mean())
 
