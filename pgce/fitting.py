@@ -235,10 +235,11 @@ def fit(
         fitting.validate(held_out, metrics)
         if patience is not None:
             fitting.watch(patience, monitor, mode)
-    if compile:
-        model.compile()
     forked = torch.random.fork_rng([place] if place.type == "cuda" else [])
     with forked, fast_products(_multiplications(model, source, batch_size)), ExitStack() as opened:
+        if compile:  # for the time of the call
+            opened.callback(setattr, model, "_compiled_call_impl", model._compiled_call_impl)
+            model.compile()
         if isinstance(log, (str, Path)):
             fitting.logger = opened.enter_context(Logger(Path(log) if processes.rank() == 0 else None))
         else:

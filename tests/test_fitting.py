@@ -415,6 +415,16 @@ def test_compiling_changes_nothing_but_time():
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-9)
 
 
+def test_a_model_is_compiled_for_the_time_of_the_call(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    model, seen = network(0), []
+    pgce.fit(
+        model, (X, Y), epochs=1, compile=True, after=lambda row, _: seen.append(model._compiled_call_impl)
+    )
+    assert seen == [model._call_impl]
+    assert model._compiled_call_impl is None
+
+
 def test_updates_left_out_do_not_lower_the_loss():
     inputs, labels = torch.randn(64, 3), torch.arange(64) % 2
     model, calls = nn.Linear(3, 2), []
