@@ -75,8 +75,8 @@ def check_dtype(model: nn.Module, batch: Batch, name: str) -> None:
     for values in _inputs(batch):
         if values.is_floating_point() and len(expected) == 1 and values.dtype not in expected:
             raise ValueError(
-                f"{name}: inputs and model are of one dtype (NumPy's float64 is taken as float32): "
-                f"inputs are {values.dtype}, the model is {expected.pop()}"
+                f"{name}: inputs and model are of one dtype (NumPy's float64 is taken as float32, but not by "
+                f"a DataLoader): inputs are {values.dtype}, the model is {expected.pop()}"
             )
 
 

@@ -45,7 +45,7 @@ def test_correcting_twice_is_warned_of():
         ((X, Y), {"batch_size": 0}, "batch_size is 0"),
         ((X, Y), {"optimizer": "sdg"}, "it is 'sdg'"),
         ((X.float(), Y), {}, "inputs are torch.float32, the model is torch.float64"),
-        ((X.numpy(), Y), {}, r"\(NumPy's float64 is taken as float32\): inputs are torch.float32"),
+        ((X.numpy(), Y), {}, r"float32, but not by a DataLoader\): inputs are torch.float32"),
         ((X[:, :5], Y), {}, r"the model does not take inputs of shape \(6, 5\)"),
         ((X, Y), {"validation": (X.float(), Y)}, "validation: inputs and model are of one dtype"),
         (pgce.Batch(X, {"target": Y}, torch.zeros(6, dtype=torch.bool)), {}, "all 6 are masked"),
