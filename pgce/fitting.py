@@ -632,6 +632,8 @@ def _outputs(
                 raise
             for (output, column), (logits, targets) in zip(wanted, found, strict=True):
                 read = checking.output_of(outputs, output)
+                if read.shape[:1] != (len(batch),):
+                    raise ValueError(f"a model gives a row an example: of {len(batch)}, {tuple(read.shape)}")
                 logits.append(read if batch.mask is None else read[batch.mask])
                 targets.append(torch.empty(0) if column is None else checking.column_of(examples, column))
     if not found[0][0]:

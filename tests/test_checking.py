@@ -98,6 +98,13 @@ def test_fit_refuses_before_the_first_step(data, options, message):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("inputs", [X[:2].float().tolist(), X[0].float()])
+def test_predictions_are_of_a_row_an_example(inputs):
+    """Two rows as a list are (inputs, targets), whose first row was taken for one example without a batch."""
+    with pytest.raises(ValueError, match=r"a model gives a row an example: of 64, \(10,\)"):
+        pgce.predict(network(0).float(), inputs)
+
+
 @pytest.mark.parametrize("inputs", [X.float(), X.numpy()])
 def test_evaluation_refuses_inputs_of_another_precision(inputs):
     told = "data: inputs and model are of one dtype .* inputs are torch.float32, the model is torch.float64"
