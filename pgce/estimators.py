@@ -336,7 +336,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         Args:
             X: inputs (B, D).
             y: as `fit` takes it.
-            classes: all labels there will ever be; needed at the first call.
+            classes: all labels there will ever be; needed at the first call, and the same in others.
             sample_weight: (B,), not negative; taken as it is.
 
         Returns:
@@ -439,6 +439,10 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         if not known:
             self.classes_ = found if classes is None else np.unique(classes)
             self.multilabel_ = multilabel
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(
+                f"classes are as before, {self.classes_.tolist()}: they are {np.unique(classes).tolist()}"
+            )
         if multilabel != self.multilabel_ or (y.ndim == 2 and len(found) != len(self.classes_)):
             raise ValueError(
                 f"y is as before, {len(self.classes_)} {'labels a row' if self.multilabel_ else 'classes'}"

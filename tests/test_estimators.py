@@ -397,6 +397,8 @@ def test_partial_fit_goes_on_and_warm_start_too():
     assert len(warm.history_.epochs) == 12
     with pytest.raises(ValueError, match=r"every label is one of the classes .* y holds \[77\]"):
         estimator.partial_fit(X, np.full(400, 77))
+    with pytest.raises(ValueError, match=r"classes are as before, .* 9\]: they are \[.* 10\]"):
+        estimator.partial_fit(X, y, classes=range(11))
 
 
 def test_settings_that_change_count_when_training_goes_on():
