@@ -128,8 +128,8 @@ def _train(settings: Supervised) -> Run:
         estimator.fit(data.train_inputs, data.train_labels, validation=validation, after=after)
         history, scores = estimator.history_, estimator.evaluate(*held_out)
         step = int(history["examples"][-1])
-        told = {name for name in scores if f"val_{name}" in history.epochs[-1]}  # by every epoch
-        run.logger.scalars(step, {f"eval/{name}": scores[name] for name in scores.keys() - told})
+        told = history.epochs[-1] if validation else ()  # of the same examples, by every epoch
+        run.logger.scalars(step, {f"eval/{k}": v for k, v in scores.items() if f"val_{k}" not in told})
         if run.settings.track and not regresses:
             estimator.dashboard(run.logger, step, *held_out, data.class_names, data.image_shape)
     pgce.save(estimator, run.path)

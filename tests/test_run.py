@@ -144,8 +144,11 @@ def test_the_folder_of_a_classifier(tmp_path):
     assert classifier.get_params()["label_smoothing"] == 0.1
 
 
-def test_scores_of_several_labels_are_all_written_down(tmp_path):
-    run = Supervised(epochs=1, quiet=True, runs_dir=str(tmp_path)).train("multilabel_classification")
+@pytest.mark.parametrize("stops", [False, True])
+def test_scores_of_several_labels_are_all_written_down(stops, tmp_path):
+    """Those of the test, and last, also where every epoch tells others of what early stopping holds out."""
+    settings = Supervised(epochs=1, early_stopping=stops, quiet=True, runs_dir=str(tmp_path))
+    run = settings.train("multilabel_classification")
     lines = map(json.loads, (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     written = {tag.removeprefix("eval/"): value for line in lines for tag, value in line.items()}
     scores = {n.removeprefix("test_"): v for n, v in run.result.items() if n.startswith("test_")}
