@@ -375,6 +375,9 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
     def evaluate(self, X: Any, y: Any) -> dict[str, float]:
         """The mean cross-entropy "loss" in nats, and what `pgce.metrics` knows of such targets.
 
+        It is the loss of the probabilities that are predicted. "val_loss" in the history is that of what is
+        trained: with `logit_adjustment`, and by forward correction of `noise`, they are others.
+
         Args:
             X: inputs (B, D).
             y: as `fit` takes it; of distributions only the loss is told.
