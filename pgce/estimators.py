@@ -172,8 +172,9 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         """What `fit` found beside the network's weights, for `pgce.save`."""
         check_is_fitted(self)
         self._check_made()
-        dtype = str(next((p.dtype for p in self.module_.parameters()), torch.float32)).removeprefix("torch.")
-        return {name: getattr(self, name) for name in self._names if hasattr(self, name)} | {"_dtype": dtype}
+        dtype = next((p.dtype for p in self.module_.parameters()), torch.float32)
+        found = {name: getattr(self, name) for name in self._names if hasattr(self, name)}
+        return found | {"_dtype": _name(dtype)}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Become the estimator that `fitted_state` described, with its network's weights."""
@@ -512,6 +513,11 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             if class_weight is not None:
                 total = share * weights.per_class(share, {"target": likely}, class_weight=class_weight)
                 class_weight = class_weight / total.mean()
+        if class_weight is not None and class_weight.max() > torch.finfo(inputs.dtype).max:
+            raise ValueError(
+                f"class weights lie in the network's precision, {_name(inputs.dtype)}: they are "
+                f"{class_weight.tolist()} (X may be float64)"
+            )
         share = share.to(inputs.dtype)
         data |= {"target": target, "sample_weight": share}
         weighs = sample_weight is not None and self.sampler != "weighted"  # which draws by it
@@ -857,9 +863,9 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         counts = _positive(share)
         inputs, target, share = inputs[counts], target[counts], share[counts]
         if (largest := target.abs().max()) > torch.finfo(inputs.dtype).max:
-            kind = str(inputs.dtype).removeprefix("torch.")
             raise ValueError(
-                f"targets lie in the network's precision, {kind}: y holds {largest:g} (X may be float64)"
+                f"targets lie in the network's precision, {_name(inputs.dtype)}: y holds {largest:g} "
+                "(X may be float64)"
             )
         if fresh:
             self._flat = y.ndim == 1
@@ -956,6 +962,10 @@ _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustmen
 
 def _is_off(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and value == 0)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _of_array(array: Array, dtype: torch.dtype | None = None) -> Tensor:

@@ -741,6 +741,11 @@ MULTILABEL = np.arange(60).reshape(30, 2) % 2
         ({"class_weight": "auto"}, (X, Y), "it is 'auto'"),
         ({"class_weight": {7: 1.0}}, (X, Y), r"the labels are \[0, 1, 2\], it is \{7: 1.0\}"),
         ({"class_weight": {0: -1.0}}, (X, Y), "a positive number each"),
+        (
+            {"class_weight": "balanced"},
+            (np.float32(X), Y, 1e-60 ** (Y > 0)),
+            "class weights lie in the network's precision, float32: they are",
+        ),
         ({"class_weight": "balanced"}, (X, MULTILABEL), "of one label a row, y has several: class_weight"),
         ({"pos_weight": 2.0}, (X, Y), "of several labels a row, y has one: pos_weight"),
         (
