@@ -80,6 +80,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
     def _checked(self, X: Any, *y: Any, reset: bool) -> Any:
         """Inputs, and where they are given targets, as scikit-learn checks them."""
         options: dict[str, Any] = {"dtype": (np.float64, np.float32), "allow_nd": True, "reset": reset}
+        if len(y) > 1:
+            raise ValueError(f"validation is (inputs, targets), all of one weight: there are {1 + len(y)}")
         if y:
             options |= {"multi_output": True, "y_numeric": self._regresses}
         return validate_data(self, X, *y, **options)

@@ -542,6 +542,9 @@ def test_early_stopping_and_validation():
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[0]["examples"] == 400
     assert rows[1]["val_accuracy"] == estimator.score(X[:50], y[:50])
+    for kind in (Classifier, Regressor):
+        with pytest.raises(ValueError, match=r"validation is \(inputs, targets\), .* there are 3"):
+            kind(device="cpu").fit(X, y, validation=(X, y, np.ones(len(y))))
 
 
 def regression(number=300):
