@@ -84,7 +84,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             raise ValueError(f"validation is (inputs, targets), all of one weight: there are {1 + len(y)}")
         if y:
             options |= {"multi_output": True, "y_numeric": self._regresses}
-        return validate_data(self, X, *y, **options)
+        return validate_data(self, X, *map(_whole, y), **options)
 
     def _weights(self, sample_weight: Any, X: Array) -> Array | None:
         if sample_weight is None:
@@ -964,6 +964,14 @@ _OF_ONE_LABEL = "soft_labels", "confidence", "redraw", "noise", "logit_adjustmen
 
 def _is_off(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and value == 0)
+
+
+def _whole(y: Any) -> Any:
+    """A table of pandas' whole numbers or booleans as integers; scikit-learn takes "Int64" as floating."""
+    table = getattr(y, "ndim", 0) == 2 and hasattr(y, "dtypes")
+    if table and all(getattr(kind, "kind", "") in ("b", "i", "u") for kind in y.dtypes):
+        return y if y.isna().any(axis=None) else y.to_numpy(np.int64)
+    return y
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -330,6 +330,8 @@ def test_tables_whose_columns_have_names():
     Classifier(**how).fit(table, (table > 0).astype(int)).evaluate(table, (table > 0).astype(int))
     regressor = Regressor(**how).fit(table, table["a"], validation=(table, table["a"]))
     Classifier(**how).fit(table, labels, pd.Series(np.ones(30)))
+    for kind in ("Int64", "boolean", "uint8"):  # several labels a row, though rows sum to 1
+        assert Classifier(**how).fit(table, pd.DataFrame(np.eye(3, dtype=int)[Y]).astype(kind)).multilabel_
     scores = regressor.evaluate(table, table["a"])
     assert scores["mse"] == pytest.approx(((regressor.predict(table) - X[:, 0]) ** 2).mean())
 
