@@ -27,7 +27,7 @@ from pgce.envs.state import exactness, get_state, set_state
 from pgce.envs.vectorize import check_same_spaces
 from pgce.logger import due
 from pgce.metrics import summary
-from pgce.networks import evaluating
+from pgce.networks import ActorCritic, evaluating
 from pgce.optimizer import resolve_device
 from pgce.policy_gradient import After, Agent, Envs
 from pgce.records import read_json
@@ -111,9 +111,10 @@ class _Training:
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
         torch.manual_seed(network_seed)
-        self.model = self.current.build_model(train_envs).to(device)
+        self.model = _networks(self.current.build_model(train_envs)).to(device)
         unread = None if agent.init is None else self._begin_from(Path(agent.init))
-        self.acting = self.current.acting(self.model).to(device)
+        acting = self.current.acting(self.model)
+        self.acting = _given(acting, nn.Module, "acting gives the module that acts").to(device)
         self.collector = Collector(
             train_envs,
             self.acting,
@@ -337,7 +338,7 @@ class _Training:
 
     def _rounds(self) -> Iterator[Iterable[Batch]]:
         """A rollout each."""
-        agent, current, model, collector = self.agent, self.current, self.model, self.collector
+        agent, model, collector = self.agent, self.model, self.collector
         while self.steps == 0 or self.steps + agent.num_envs * agent.num_steps <= agent.total_timesteps:
             self._progress()
             if agent.group_size > 1:
@@ -356,7 +357,7 @@ class _Training:
             self.kept.append(rollout.scaled(model.reward_scale))
             batch = Batch.joined([self._prepared(each) for each in self.kept])
             self._draw(batch)
-            yield current.batches(batch, self.shuffle) if processes.any_of(batch.count > 0) else ()
+            yield self._cut(batch) if processes.any_of(batch.count > 0) else ()
 
     def _forget(self) -> None:
         """Leave the discounted sums of rewards of episodes that do not go on."""
@@ -372,10 +373,15 @@ class _Training:
 
     def _prepared(self, rollout: Rollout) -> Batch:
         """The rollout as the agent makes a batch of it."""
-        batch: object = self.current.prepare(rollout, self.model)
-        if not isinstance(batch, Batch):
-            raise ValueError(f"prepare gives a Batch, as rollout.batch does: it gave {type(batch).__name__}")
+        prepared = self.current.prepare(rollout, self.model)
+        batch: Batch = _given(prepared, Batch, "prepare gives a Batch, as rollout.batch does")
         return batch
+
+    def _cut(self, batch: Batch) -> Iterator[Batch]:
+        """The steps of a round, or of an epoch, as the agent makes them of a batch."""
+        rule = "batches gives batches, one a step"
+        steps = _given(self.current.batches(batch, self.shuffle), Iterable, rule)
+        return (_given(step, Batch, rule) for step in steps)
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
         """An epoch each, or less where an evaluation is due earlier."""
@@ -393,7 +399,7 @@ class _Training:
         done = self.batch
         while True:
             self.epoch, self.batch, rows = self.shuffle.get_state(), 0, 0
-            for batch in self.current.batches(examples, self.shuffle):
+            for batch in self._cut(examples):
                 self.batch += 1
                 rows += len(batch)
                 if self.batch <= done:
@@ -521,7 +527,7 @@ class _Training:
         run, optimizer = self.run, self.trainer.optimizer
         values = {
             **summary(reports, self.trainer.terms),
-            **{f"train/own/{name}": float(value) for name, value in self.current.metrics(reports).items()},
+            **_own(self.current.metrics(reports)),
             "train/learning_rate": optimizer.last_rate,
             "train/grad_norm": optimizer.grad_norm,
             "train/skipped": optimizer.skipped,
@@ -537,6 +543,32 @@ class _Training:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = fmean(returns), fmean(lengths)
             values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = min(returns), max(returns)
         return values
+
+
+def _given(value: Any, kind: type[Any], rule: str) -> Any:
+    """What a hook gave, refused if it is of another kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{rule}: it gave {type(value).__name__}")
+    return value
+
+
+def _networks(model: Any) -> ActorCritic:
+    """What `build_model` gave, refused if it lacks something that is read."""
+    parts = "policy", "value", "normalize", "reward_scale"
+    rule = f"build_model gives a module with {', '.join(parts)}"
+    for name in parts:
+        if not hasattr(_given(model, nn.Module, rule), name):
+            raise ValueError(f"{rule}: {type(model).__name__} has no {name}")
+    made: ActorCritic = model
+    return made
+
+
+def _own(values: Any) -> dict[str, float]:
+    """The numbers that `metrics` gave, by tag."""
+    try:
+        return {f"train/own/{name}": float(value) for name, value in values.items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"metrics gives numbers by name: it gave {values!r}") from error
 
 
 _SMALL = 100_000  # parameters of a network that a GPU hardly helps
