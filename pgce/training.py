@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +113,8 @@ class _Training:
         torch.manual_seed(network_seed)
         self.model = _networks(self.current.build_model(train_envs)).to(device)
         unread = None if agent.init is None else self._begin_from(Path(agent.init))
-        acting = self.current.acting(self.model)
+        with _named():
+            acting = self.current.acting(self.model)
         self.acting = _given(acting, nn.Module, "acting gives the module that acts").to(device)
         self.collector = Collector(
             train_envs,
@@ -124,7 +125,8 @@ class _Training:
             device=device,
             continuous=agent.continuous,
         )
-        self.examples = self._checked(self.current.examples(self.collector))
+        with _named():
+            self.examples = self._checked(self.current.examples(self.collector))
         if self.examples is not None and processes.size() > 1:
             raise ValueError(
                 f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
@@ -158,8 +160,9 @@ class _Training:
         """Begin as another policy; what is wrong with it, if a run that goes on may not need it."""
         agent = self.agent
         try:
-            self._check_start(folder)
-            begin_from(folder, self.model)
+            with _named():
+                self._check_start(folder)
+                begin_from(folder, self.model)
         except (OSError, ValueError) as error:
             if agent.run is None or not (Path(agent.runs_dir) / agent.run / "attempts.json").exists():
                 raise
@@ -543,6 +546,15 @@ class _Training:
             values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = fmean(returns), fmean(lengths)
             values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = min(returns), max(returns)
         return values
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Inside, a file that is not there is a wrong setting, which named it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def _given(value: Any, kind: type[Any], rule: str) -> Any:
