@@ -37,6 +37,8 @@ OPTIONAL = {
 
 _LONGEST = 1_000
 """Steps of an episode that are watched."""
+_ALIKE = 0.9
+"""Share of the longest run's steps that a curve may end at, as its shortest does, without a word."""
 
 Run = Annotated[str, tyro.conf.Positional]
 Runs = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -149,6 +151,8 @@ def watch(
 def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> None:
     """Draw the learning curves of runs: interquartile mean over seeds with interval, a panel an environment.
 
+    A curve ends where the shortest of its runs does.
+
     Args:
         runs: their folders; runs/* for all.
         out: the picture, .png.
@@ -174,6 +178,12 @@ def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> N
         raise ValueError(without[0])
     for each in without:
         print(f"left out: {each}", file=sys.stderr)
+    for subject, learners in panels.items():
+        for learner, seeds in learners.items():
+            ends = [steps[-1] for steps, _ in seeds]
+            if min(ends) < _ALIKE * max(ends):
+                far = f"{min(ends):,.0f} of {max(ends):,.0f} steps"
+                print(f"cut short: {learner} on {subject} ends as its shortest run, {far}", file=sys.stderr)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(learning_curves(panels)).save(out)
     print(f"{sum(map(len, panels.values()))} curves of {len(chosen) - len(without)} runs: {out}")

@@ -163,6 +163,20 @@ def test_plots(folder, tmp_path, capsys):
     assert "it has eval/mean_ep_length" in refused(capsys, "plot", *agents, "--tag", "nothing", "--out", out)
 
 
+def test_a_curve_that_ends_as_its_shortest_run_is_told(tmp_path, capsys):
+    for seed, last in enumerate((400, 980, 1_000)):
+        run = tmp_path / str(seed)
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps({"learner": "ppo", "env_id": "x", "seed": seed}))
+        rows = [json.dumps({"step": step, "rollout/ep_rew_mean": 1.0}) for step in (100, last)]
+        (run / "metrics.jsonl").write_text("\n".join(rows))
+    runs = [str(tmp_path / str(seed)) for seed in range(3)]
+    main(["plot", *runs, "--out", str(tmp_path / "curves.png")])
+    assert capsys.readouterr().err == "cut short: ppo on x ends as its shortest run, 400 of 1,000 steps\n"
+    main(["plot", *runs[1:], "--out", str(tmp_path / "curves.png")])
+    assert capsys.readouterr().err == ""
+
+
 def test_curves_are_those_of_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
