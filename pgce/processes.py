@@ -32,6 +32,7 @@ __all__ = [
     "gathered",
     "greatest",
     "join",
+    "joined",
     "leave",
     "mean",
     "rank",
@@ -225,6 +226,26 @@ def gathered(content: bytes) -> list[bytes]:
     all_ = [torch.empty_like(own) for _ in range(size())]
     dist.all_gather(all_, own)
     return [bytes(each[: int(n)].cpu().numpy()) for each, n in zip(all_, lengths, strict=True)]
+
+
+def joined(rows: Tensor) -> Tensor:
+    """The rows (B, ...) of all processes' tensors, by rank.
+
+    Example:
+        >>> import torch
+        >>> from pgce import processes
+        >>> processes.joined(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    if size() == 1:
+        return rows
+    import torch
+
+    own = rows.detach().cpu().contiguous()
+    every = b"".join(gathered(own.view(torch.uint8).numpy().tobytes()))
+    if not every:
+        return rows
+    return torch.frombuffer(bytearray(every), dtype=own.dtype).view(-1, *own.shape[1:]).to(rows.device)
 
 
 def everyones(value: Any) -> list[Any]:

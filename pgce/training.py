@@ -101,6 +101,7 @@ class _Training:
         self, agent: Agent, train_envs: Envs, eval_envs: Envs, evaluated: After | None, metrics: Also | None
     ) -> None:
         self.agent, self.evaluated = agent, evaluated
+        self.tracked = processes.any_of(metrics is not None)  # all tell their numbers then, or none
         self.current = copy.copy(agent)  # its scheduled settings change; one for all the run
         device = resolve_device(agent.device)
         seeds = np.random.SeedSequence(agent.seed).generate_state(5).tolist()
@@ -484,7 +485,7 @@ class _Training:
         run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
         kept = due(self.round, _KEPT)
         with run.part("log"):
-            if kept or run.logger.also is not None:
+            if kept or self.tracked:
                 values = self.values = self._numbers(reports)
                 run.logger.scalars(self.steps, values, kept=kept)
                 run.bar.update(self.steps, _shown(values))
@@ -529,7 +530,7 @@ class _Training:
         """What a round came to, by tag."""
         run, optimizer = self.run, self.trainer.optimizer
         values = {
-            **summary(reports, self.trainer.terms),
+            **summary({name: _of_all(report) for name, report in reports.items()}, self.trainer.terms),
             **_own(self.current.metrics(reports)),
             "train/learning_rate": optimizer.last_rate,
             "train/grad_norm": optimizer.grad_norm,
@@ -573,6 +574,22 @@ def _networks(model: Any) -> ActorCritic:
             raise ValueError(f"{rule}: {type(model).__name__} has no {name}")
     made: ActorCritic = model
     return made
+
+
+def _of_all(report: Report) -> Report:
+    """The report of all processes' rows, whose batch has the columns alone."""
+    if processes.size() == 1:
+        return report
+    joined, columns = processes.joined, report.batch.columns
+    cross_entropy = joined(report.cross_entropy)
+    return dataclasses.replace(
+        report,
+        logits=joined(report.logits),
+        target=joined(report.target),
+        cross_entropy=cross_entropy,
+        weight=None if report.weight is None else joined(report.weight),
+        batch=Batch(cross_entropy, {name: joined(column) for name, column in columns.items()}),
+    )
 
 
 def _own(values: Any) -> dict[str, float]:

@@ -209,6 +209,51 @@ def test_two_train_into_one_folder(tmp_path):
     assert "processes 2 -> 1" in errors
 
 
+TOLD = """
+import sys, torch
+from pgce import processes
+from pgce.agents import PPO
+from pgce.run import main
+
+
+class Told(PPO):
+    def metrics(self, reports):
+        policy, value = reports["policy"], reports["value"]
+        seen = {"H": policy.cross_entropy, "w": policy.weight, "old": policy.batch["cross_entropy"],
+                "value": value.logits, "return": value.target}
+        torch.save({name: each.clone() for name, each in seen.items()}, f"{processes.rank()}.pt")
+        return {}
+
+
+main(Told, None, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("minibatches", [1, 64])
+def test_numbers_that_are_logged_are_of_all_rows(minibatches, tmp_path):
+    """Also where a process has no row of the last minibatch."""
+    words = ["--num-envs", 2, "--num-steps", 20, "--num-minibatches", minibatches, "-n", 120, "--run", "it",
+             "--runs-dir", "runs", "--eval-episodes", 2, "--no-stop-at-threshold", "--quiet"]  # fmt: skip
+    code, _, errors = ended(torchrun(tmp_path, TOLD, *words))
+    assert code == 0, errors
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert (minibatches == 64) == (min(len(part["H"]) for part in parts) == 0)
+    seen = {name: np.concatenate([part[name].double().numpy() for part in parts]) for name in parts[0]}
+    log_ratio = seen["old"] - seen["H"]
+    expected = {
+        "objective/cross_entropy": seen["H"].mean(),
+        "objective/weight_mean": seen["w"].mean(),
+        "train/approx_kl": (np.expm1(log_ratio) - log_ratio).mean(),
+    }
+    if minibatches == 1:
+        expected["objective/weight_std"] = seen["w"].std(ddof=1)
+        left = (seen["return"] - seen["value"]).var()
+        expected["train/explained_variance"] = 1 - left / seen["return"].var()
+    rows = [json.loads(line) for line in (tmp_path / "runs/it/metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "objective/loss" in row][-1]
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def outcome(folder):
     state = load_checkpoint(folder / "it" / "checkpoints").state
     del state["seconds"], state["spent"]
