@@ -24,8 +24,8 @@ __all__ = ["from_config", "home_of", "nearest", "pairs", "parse", "program_of", 
 
 T = TypeVar("T")
 
-_NOT_KEPT = {"run", "resume", "allow_change"}
-"""Settings of a run's config.json that another run does not take over: its folder."""
+_NOT_KEPT = {"run", "resume", "allow_change", "allow_import"}
+"""Settings in a run's config.json that another does not take over: its folder, and what no file permits."""
 
 
 def parse(

@@ -32,6 +32,7 @@ from pgce.checkpoint import (
     save_files,
     save_tensors,
 )
+from pgce.command import main as command_line
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs signals and limits of POSIX")
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
@@ -394,7 +395,7 @@ def test_no_file_of_a_run_runs_code(name, run, copied, pickles):
             pgce.load(folder)
 
 
-def test_a_run_s_settings_import_nothing(run, copied, tmp_path, monkeypatch):
+def test_a_run_s_settings_import_nothing(run, copied, tmp_path, monkeypatch, capsys):
     module = tmp_path / "written_by_another.py"
     module.write_text(
         f"import pathlib; pathlib.Path({str(tmp_path / 'marker')!r}).touch(); raise ImportError"
@@ -406,6 +407,9 @@ def test_a_run_s_settings_import_nothing(run, copied, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="names a module, whose code would be run"):
         pgce.load(folder)
+    with pytest.raises(SystemExit):
+        command_line(["train", "reinforce", "--config", str(folder), "--runs-dir", str(tmp_path / "runs")])
+    assert "names a module, whose code would be run" in capsys.readouterr().err
     sly = settings | {"env_kwargs": {"allow_import": True}}
     (folder / "config.json").write_text(json.dumps(sly))
     with pytest.raises(ValueError, match="env_kwargs has allow_import"):
