@@ -7,7 +7,7 @@ import inspect
 import json as json_
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -135,17 +135,23 @@ def watch(
     screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if out is None and not screen:
         out = str(Path(run) / "film.gif")
-    frames = []
-    for episode in range(episodes):
-        mode = "human" if out is None else "rgb_array"
-        how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
-        shown = list(films.play(agent, agent.env_id, agent.env_kwargs, **how))
-        frames += [frame for frame, _, _ in shown if frame is not None]
-        _, total, ended = shown[-1]
-        left = "" if ended else f" so far: it is left after {_LONGEST:,} steps"
-        print(f"episode {episode + 1}: return {total:.1f}{left}")
-    if out is not None:
-        print(f"film: {films.save(out, frames)}")
+
+    def frames() -> Iterator[Any]:
+        """The pictures of all episodes, as they are played; in a window there are none."""
+        for episode in range(episodes):
+            mode = "human" if out is None else "rgb_array"
+            how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
+            for step in films.play(agent, agent.env_id, agent.env_kwargs, **how):
+                if step[0] is not None:
+                    yield step[0]
+            _, total, ended = step
+            left = "" if ended else f" so far: it is left after {_LONGEST:,} steps"
+            print(f"episode {episode + 1}: return {total:.1f}{left}")
+
+    if out is None:
+        list(frames())
+    else:
+        print(f"film: {films.save(out, frames())}")
 
 
 def plot(runs: Runs, /, *, out: str = "curves.png", tag: str | None = None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pgce.rollout import Player
 
 __all__ = ["check", "play", "save"]
+
+T = TypeVar("T")
 
 
 def play(
@@ -74,10 +76,11 @@ def check(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
         _frame(env, env_id, "rgb_array")
 
 
-def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -> Path:
+def save(path: str | Path, frames: Iterable[NDArray[np.uint8]], fps: float = 30.0) -> Path:
     """Write pictures (H, W, 3) as a .gif, or as an .mp4 where imageio and imageio-ffmpeg are installed.
 
-    A GIF has at most some 300 of them, evenly chosen, at most 400 pixels wide: it stays small.
+    A GIF has at most 300 of them, evenly chosen, at most 400 pixels wide: it stays small, and memory holds no
+    more. An .mp4 has all.
 
     Example:
         >>> import tempfile, numpy as np
@@ -91,29 +94,42 @@ def save(path: str | Path, frames: list[NDArray[np.uint8]], fps: float = 30.0) -
         ImportError: .mp4 without those packages.
     """
     file = Path(path)
-    if not frames:
-        raise ValueError("a film has at least one picture: frames is empty")
     if file.suffix == ".mp4":
         try:
             import imageio.v3 as iio  # type: ignore[import-not-found, unused-ignore]
             import imageio_ffmpeg  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
         except ImportError as error:
             raise ImportError('an .mp4 needs packages: pip install "pgce[video]", or take .gif') from error
+        pictures = np.stack(_some([*frames]))
         file.parent.mkdir(parents=True, exist_ok=True)
-        height, width = (2 * (side // 2) for side in frames[0].shape[:2])  # the codec wants even sides
-        iio.imwrite(file, np.stack(frames)[:, :height, :width], fps=fps, macro_block_size=1)
+        height, width = (2 * (side // 2) for side in pictures.shape[1:3])  # the codec wants even sides
+        iio.imwrite(file, pictures[:, :height, :width], fps=fps, macro_block_size=1)
         return file
     if file.suffix != ".gif":
         raise ValueError(f"a film ends in .gif or .mp4: it is {str(file)!r}")
+    images, every = list[Image.Image](), 1
+    for n, frame in enumerate(frames):
+        if n % every == 0:
+            images.append(_narrow(Image.fromarray(frame)))
+        if len(images) > _MOST_FRAMES:
+            images, every = images[::2], 2 * every
+    first, *more = _some(images)
     file.parent.mkdir(parents=True, exist_ok=True)
-    every = -(-len(frames) // _MOST_FRAMES)
-    images = [Image.fromarray(frame) for frame in frames[::every]]
-    width, height = images[0].size
-    if width > _WIDEST:
-        images = [image.resize((_WIDEST, height * _WIDEST // width)) for image in images]
     duration = max(20, round(1_000 * every / fps))  # browsers take less for slow
-    images[0].save(file, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=True)
+    first.save(file, save_all=True, append_images=more, duration=duration, loop=0, optimize=True)
     return file
+
+
+def _some(frames: list[T]) -> list[T]:
+    """The pictures of a film, refused if there is none."""
+    if not frames:
+        raise ValueError("a film has at least one picture: frames is empty")
+    return frames
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    return image if width <= _WIDEST else image.resize((_WIDEST, height * _WIDEST // width))
 
 
 _MOST_FRAMES = 300

@@ -669,11 +669,13 @@ class _Evaluation:
                 player = Player(Collector(one, self._policy, 1, seed=0, device=place, continuous=how))
                 with evaluating(self._policy):
                     episode = films.play(player, agent.env_id, agent.env_kwargs, seed=agent.seed, greedy=True)
-                    frames = [frame for frame, _, _ in episode if frame is not None]
-            file = films.save(run.path / "videos" / f"{steps}.gif", frames)
+                    frames: Iterable[Any] = (frame for frame, _, _ in episode if frame is not None)
+                    file = run.path / "videos" / f"{steps}.gif"
+                    if find_spec("imageio_ffmpeg") is not None:
+                        frames = [*frames]
+                        films.save(file.with_suffix(".mp4"), frames)
+                    films.save(file, frames)
             run.logger.film(steps, "eval/episode", file)
-            if find_spec("imageio_ffmpeg") is not None:
-                films.save(file.with_suffix(".mp4"), frames)
         self._filmed = steps
 
     def _evaluate(self, run: Run) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,6 +228,25 @@ def test_the_folder_of_a_film_is_made(suffix, tmp_path, monkeypatch):
     for name in ("imageio", "imageio.v3", "imageio_ffmpeg"):  # which need not be there
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(v3=codec, imwrite=codec.imwrite))
     assert films.save(tmp_path / "new" / f"film{suffix}", [np.zeros((8, 8, 3), np.uint8)]).stat().st_size
+
+
+def test_few_pictures_of_a_long_film_are_held(tmp_path):
+    held = []
+
+    def pictures():
+        for n in range(2_000):
+            picture = np.full((8, 800, 3), n % 256, np.uint8)
+            held.append(weakref.ref(picture))
+            yield picture
+        assert sum(picture() is not None for picture in held) < 10, "of full size"
+
+    with Image.open(films.save(tmp_path / "long.gif", pictures())) as film:
+        assert 150 <= film.n_frames <= 300
+        assert film.size == (400, 4)
+        film.seek(film.n_frames - 1)
+    with pytest.raises(ValueError, match="at least one picture"):
+        films.save(tmp_path / "none.gif", [])
+    assert not (tmp_path / "none.gif").exists()
 
 
 def test_an_environment_that_cannot_be_filmed_is_refused(tmp_path):
