@@ -512,10 +512,27 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (PPO, {"gamma": 0.0, "gae_lambda": 0.0, "vf_coef": 0.0}),
+        (PPO, {"gamma": 1.0, "gae_lambda": 1.0, "clip_coef": 1e-6, "dual_clip": 1.1, "target_kl": 1e-6}),
+        (VTrace, {"trace_lambda": 0.0, "max_c": 0.0, "max_rho": 0.1}),
+        (VTrace, {"trace_lambda": 1.0}),
+        (AWR, {"beta": 0.1, "max_weight": 0.5}),
+        (GRPO, {"clip_coef": 1e-6}),
+        (A2C, {"n_step": 1}),
+    ],
+)
+def test_settings_at_the_ends_of_their_ranges_are_taken(kind, settings):
+    kind(**settings).check()
+
+
+@pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
         (PPO, {"gae_lambda": 1.5}, "gae_lambda lies in .* it is 1.5"),
         (PPO, {"gamma": -0.1}, "gamma is -0.1"),
+        (PPO, {"gamma": 1.1}, "gamma is 1.1"),
         (PPO, {"schedules": {"learning_rate": "linear"}}, "the schedule of learning_rate is lr_schedule"),
         (PPO, {"schedules": {"num_envs": "linear"}}, "clip_coef.*: it is 'num_envs'"),
         (PPO, {"schedules": {"clip_coeff": "linear"}}, "it is 'clip_coeff'"),
@@ -547,7 +564,9 @@ def test_a_constant_schedule_changes_nothing(kind, tmp_path):
         (AWR, {"keep_rollouts": 0}, "kept is at least 1: it is 0"),
         (AWR, {"beta": 0.0}, r"they are 0\.0 and 20\.0"),
         (VTrace, {"policy_lag": 0}, "lag is at least 1: it is 0"),
-        (VTrace, {"max_rho": -1.0}, r"they are -1\.0 and 1\.0"),
+        (AWR, {"max_weight": 0.0}, r"they are .* and 0\.0"),
+        (VTrace, {"max_rho": 0.0}, r"they are 0\.0 and 1\.0"),
+        (VTrace, {"max_c": -1.0}, r"they are 1\.0 and -1\.0"),
         (VTrace, {"trace_lambda": 2.0}, r"trace_lambda lies in \[0, 1\]: it is 2\.0"),
         (PPO, {"target_kl": 0.0}, r"target_kl is positive, or None: it is 0\.0"),
         (PPO, {"ent_coef": math.nan}, "ent_coef is a number: it is nan"),

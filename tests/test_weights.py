@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,15 @@ def test_quantiles_and_expectiles_weigh_in_double_precision_where_all_is():
     assert weights.expectile(y, {"y": y, "logits": mean}, tau=0.9).tolist() == [2 * 0.9, 2 * (1 - 0.9)]
 
 
+def test_exponential_weights_are_capped_below_1_too():
+    weight = weights.exponential(torch.tensor([-2.0, -1.0, 1.0]), beta=2.0, cap=0.5)
+    torch.testing.assert_close(weight, torch.tensor([math.exp(-1), 0.5, 0.5]))
+
+
+def test_poly1_may_take_all_weight_from_what_is_certain():
+    assert weights.poly1(torch.tensor([0.0, math.inf]), epsilon=-1.0).tolist() == [0.0, 1.0]
+
+
 def test_class_weights_by_frequency():
     number = torch.tensor([90.0, 9.0, 1.0], dtype=torch.float64)
     inverse = weights.inverse_frequency(number)
@@ -81,6 +92,11 @@ def test_class_weights_by_frequency():
         (lambda: weights.huber(torch.ones(1), delta=0.0), "delta is positive: it is 0.0"),
         (lambda: weights.pinball(torch.ones(1), {}, tau=0.0), "tau lies in"),
         (lambda: weights.asymmetric(torch.ones(1), {}, clip=1.0), "the clip lies in"),
+        (lambda: weights.symmetric(torch.ones(1), alpha=-0.1), "they are -0.1, 1.0 and"),
+        (lambda: weights.symmetric(torch.ones(1), log_zero=0.0), "they are 0.1, 1.0 and 0.0"),
+        (lambda: weights.poly1(torch.ones(1), epsilon=-1.1), "it is -1.1"),
+        (lambda: weights.exponential(torch.ones(1), beta=0.0), "they are 0.0 and 20.0"),
+        (lambda: weights.exponential(torch.ones(1), cap=0.0), "they are 1.0 and 0.0"),
     ],
 )
 def test_refuses(call, message):
