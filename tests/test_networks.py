@@ -38,6 +38,16 @@ def test_orthogonal_initialisation():
         assert not layer.bias.any()
 
 
+@pytest.mark.parametrize("body", [nature, impala])
+def test_networks_of_images_end_in_an_orthogonal_layer(body):
+    for orthogonal in (True, False):
+        last = body((3, 20, 20), orthogonal=orthogonal)[0][-2]
+        least = min(last.weight.shape)
+        values = torch.linalg.svdvals(last.weight)
+        assert torch.allclose(values, torch.full((least,), math.sqrt(2)), rtol=1e-4) == orthogonal
+        assert bool(last.bias.any()) != orthogonal
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"activation": "gelu"}, "it is 'gelu'"), ({"hidden": (8, 0)}, r"the widths are \[4, 8, 0\]")],
@@ -152,21 +162,27 @@ def test_a_torso_steps_as_it_reads_sequences_and_passes_the_mask_on():
 
 def test_networks_of_images():
     assert cnn((3, 84, 84), 5)(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
-    for body, widths in (
-        (nature, (32, 64, 64)),
-        (impala, (16, 16, 16, 16, 16, 32, 32, 32, 32, 32, 32, 32, 32, 32, 32)),
+    for body, expected in (
+        (nature, [(32, 8), (64, 4), (64, 3)]),
+        (impala, [(16, 3)] * 5 + [(32, 3)] * 10),
     ):
         network, width = body((2, 64, 64))
         convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
-        assert tuple(m.out_channels for m in convolutions) == widths
+        assert [(m.out_channels, *{*m.kernel_size}) for m in convolutions] == expected
+        pools = [m for m in network if isinstance(m, torch.nn.MaxPool2d)]
+        assert {(m.kernel_size, m.stride, m.padding) for m in pools} <= {(3, 2, 1)}
         assert network(torch.zeros(3, 2, 64, 64)).shape == (3, width)
         with pytest.raises(ValueError, match=r"the image is \(1, 5, 9\)"):
             body((1, 5, 9))
 
 
-@pytest.mark.parametrize("side", [7, 13, 14, 23, 24, 35, 36, 84])
-def test_networks_of_small_images_are_no_larger_than_of_large_ones(side):
+@pytest.mark.parametrize(
+    ("side", "strides"),
+    [(7, "111"), (13, "111"), (14, "211"), (23, "211"), (24, "221"), (35, "221"), (36, "421"), (84, "421")],
+)
+def test_networks_of_small_images_are_no_larger_than_of_large_ones(side, strides):
     body, _ = nature((3, side, side))
+    assert "".join(str(m.stride[0]) for m in body if isinstance(m, torch.nn.Conv2d)) == strides
     assert sum(p.numel() for p in body.parameters()) <= sum(
         p.numel() for p in nature((3, 84, 84))[0].parameters()
     )
