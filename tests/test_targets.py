@@ -87,9 +87,9 @@ def _partner(mixed, inputs, own):
 
 
 def test_cutmix_pastes_one_rectangle_and_mixes_by_its_area():
-    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 9, 7)
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 30, 40)
     y = torch.eye(6)
-    areas = []
+    areas, boxes = [], []
     for seed in range(30):
         x, mixed = cutmix(images, y, torch.Generator().manual_seed(seed))
         torch.testing.assert_close(x.mean((1, 2, 3)), mixed @ torch.arange(6.0))
@@ -100,7 +100,12 @@ def test_cutmix_pastes_one_rectangle_and_mixes_by_its_area():
                 full = pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
                 assert full.all(), "a rectangle"
                 areas.append(int(pasted.sum()))
+                boxes.append((int(rows[0]) / 30, int(columns[0]) / 40, len(rows) / 30, len(columns) / 40))
     assert len(set(areas)) > 10
+    assert max(abs(top - left) for top, left, _, _ in boxes) > 0.4, "it lies anywhere"
+    whole = [(h, w) for top, left, h, w in boxes if min(top, left) > 0 and max(top + h, left + w) < 1]
+    assert max(whole) > (0.2, 0.2)
+    assert all(abs(h - w) < 1 / 30 + 1 / 40 for h, w in whole), "its form is the image's"
     assert images.unique().numel() == 6, "the images given are left as they are"
 
 
