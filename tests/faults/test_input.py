@@ -164,6 +164,13 @@ def test_a_target_of_zeros_hides_no_row_in_which_all_is_forbidden():
     assert not logits.grad.any()
 
 
+def test_a_weight_of_0_hides_no_mean_that_is_infinite():
+    """Its loss is 0, its gradient 0 · ∞."""
+    mean, weight = torch.tensor([0.0, INF]), torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"logits is inf at \(1,\)"):
+        pgce.weighted_cross_entropy(mean, torch.zeros(2), weight, head=pgce.heads.Gaussian())
+
+
 @pytest.mark.parametrize("number", range(len(TABLE)))
 def test_refused(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
