@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -292,6 +293,10 @@ def test_squashed_samples_carry_gradients():
     logits = torch.zeros(4, 1, 2, dtype=DOUBLE, requires_grad=True)
     drawn = SquashedGaussian().sample(logits, torch.Generator().manual_seed(0))
     assert (gradient(drawn, logits) != 0).all()
+
+
+def test_heads_of_the_same_sizes_are_equal():
+    assert MultiCategorical(np.array([2, 3])) == MultiCategorical((2, 3))
 
 
 def test_modes():

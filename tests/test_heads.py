@@ -245,3 +245,5 @@ def test_what_is_drawn_does_not_depend_on_how_logits_lie(head):
     other = logits.movedim(0, -1).contiguous().movedim(-1, 0)
     drawn = [head.sample(each, torch.Generator().manual_seed(2)) for each in (logits, other)]
     assert torch.equal(*drawn)
+    ids = isinstance(head, (Categorical, Bernoulli))
+    assert head.mode(logits).dtype == drawn[0].dtype == (torch.int64 if ids else torch.float32)

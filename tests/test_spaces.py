@@ -193,6 +193,7 @@ def test_a_policy_learns_one_scale_for_every_observation():
         -1,
     )
     torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(policy(x.view(2, 2, 5)), expected.view(2, 2, -1))  # sequences
     assert "order" not in policy.state_dict()
 
 
