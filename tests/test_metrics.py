@@ -115,6 +115,11 @@ def test_the_calibration_error_by_hand():
     assert classification(y, sure)["ece"] == 0
 
 
+def test_of_one_class_there_is_no_probability_to_judge():
+    expected = {"accuracy": 1, "balanced_accuracy": 1, "f1_macro": 1, "ece": 0}
+    assert classification(torch.zeros(3).long(), torch.ones(3, 1)) == expected
+
+
 def test_a_class_that_does_not_occur_leaves_the_roc_curve_out():
     scores = classification(torch.tensor([0, 1, 1]), torch.eye(3)[[0, 1, 2]])
     assert "roc_auc" not in scores
@@ -126,7 +131,7 @@ def test_multilabel_and_regression():
     scores = multilabel(y, p)
     assert scores["accuracy"] == pytest.approx(2 / 3)
     assert scores["label_accuracy"] == pytest.approx(5 / 6)
-    assert scores["roc_auc"] == 1
+    assert scores["average_precision"] == scores["roc_auc"] == 1
     assert "roc_auc" not in multilabel(torch.ones(3, 2), p)
     assert regression(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])) == {
         "mse": 0.5,
