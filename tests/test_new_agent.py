@@ -56,6 +56,13 @@ def test_batches_of_recorded_examples_see_schedules_and_what_hooks_kept(tmp_path
     assert Falling.last[:10] == pytest.approx([1 - n / 10 for n in range(10)])
 
 
+def test_a_run_of_less_than_an_epoch_learns_from_all_that_it_counts(tmp_path):
+    settings = {"batch_size": 50, "runs_dir": str(tmp_path), "seed": 1, **QUICK}
+    short, longer = (BC(**settings).train("CartPole-v1", n, data=recorded()) for n in (100, 160))
+    assert (short.result["steps"], longer.result["steps"]) == (100, 150)
+    assert not same(short.model.state_dict(), longer.model.state_dict())
+
+
 @dataclass(kw_only=True)
 class Remembering(PPO):
     """PPO whose advantages depend on all that it has seen so far."""
