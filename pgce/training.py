@@ -275,9 +275,7 @@ class _Training:
             warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
             self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
             level = "reseeded"
-        if level == "reseeded":
-            self._forget()
-        elif self.model.reward_scale is not None:
+        if level != "reseeded" and self.model.reward_scale is not None:
             self.model.reward_scale.running.copy_(state["scale"])
         place = self.collector.device
         self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
