@@ -434,6 +434,11 @@ def test_a_start_has_all_of_a_policy(tmp_path):
     assert alone.train("CartPole-v1", 32).result["steps"] > 0
 
 
+def test_a_run_shorter_than_a_rollout_takes_one(tmp_path):
+    agent = A2C(num_envs=4, num_steps=16, runs_dir=str(tmp_path), **QUICK)
+    assert 32 < agent.train("CartPole-v1", 32).result["steps"] <= 64
+
+
 def test_a_run_goes_on_in_another_number_of_environments(tmp_path):
     settings = {"run": "wider", "norm_reward": True, "num_steps": 16, "runs_dir": str(tmp_path), **QUICK}
     agent = PPO(num_envs=2, eval_episodes=2, **settings)
