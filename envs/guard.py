@@ -299,7 +299,7 @@ class GuardedSyncVectorEnv(_Guarded, SyncVectorEnv):
                     reward = float(reward)  # as with observations: it may be an array
                     info = self._final(observation, info)
                     observation, more = self._reset(i)
-                    info |= more
+                    info = more | info
             observations.append(observation)
             rewards.append(reward)
             terminations.append(terminated)

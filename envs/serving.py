@@ -80,7 +80,7 @@ class Environment:
             last = {"final_obs": deepcopy(observation), "final_info": info}  # a reset may reuse its array
             reward = float(reward)
             observation, info = self._reset()
-            info = {**last, **info}
+            info = {**info, **last}
         return observation, reward, terminated, truncated, info
 
     def _reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:

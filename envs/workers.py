@@ -417,8 +417,8 @@ class GuardedAsyncVectorEnv(_Guarded, AsyncVectorEnv):
         self._fresh[i] = self._made_anew(i, self._failure(i, *told))
         _, *outcome, info = self._cut(last)
         if self._same:
-            info = self._final(last, info)
-            info |= self._first(i, *self._begun(i, self._seed_of(i, None)))
+            first = self._first(i, *self._begun(i, self._seed_of(i, None)))
+            info = first | self._final(last, info)
         return *outcome, info
 
     def call_async(self, name: str, /, *args: object, **kwargs: object) -> None:

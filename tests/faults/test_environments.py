@@ -607,7 +607,10 @@ def test_a_process_that_hangs_or_dies_is_told_in_time(alone, what, told, limit, 
 
 
 class Reuses(gym.Env):
-    """Observations are one array, rewards another, counting the steps of an episode of three."""
+    """Observations are one array, rewards another, counting the steps of an episode of three.
+
+    Its own infos have a key of the vector environment's.
+    """
 
     observation_space, action_space = gym.spaces.Box(0, 9, (4,)), gym.spaces.Discrete(2)
 
@@ -616,7 +619,7 @@ class Reuses(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         self.array[:], self.reward[...] = 0, 0
-        return self.array, {}
+        return self.array, {"final_obs": "of the first season"}
 
     def step(self, action):
         self.array += 1
