@@ -61,12 +61,12 @@ class BC(Minibatched):
     """Largest such weight."""
     batch_size: int = 256
     """Examples a step, of recorded behaviour."""
-    num_envs: int = 16
-    """Environments that the expert steps together (N)."""
     num_steps: int = 64
     """Steps in each environment a rollout (T)."""
     learning_rate: float = 3e-3
     """Step size."""
+    norm_obs: bool = True
+    """Normalise observations, but for images and tokens, by running statistics, saved with the policy."""
     update_epochs: int = 10
     """Passes over a rollout."""
 

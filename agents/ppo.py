@@ -25,30 +25,29 @@ if TYPE_CHECKING:
     from pgce.trainer import Batch, Reports, Rule, TargetRule
 
 # fmt: off
-_NORMALISED = {"norm_obs": True, "norm_reward": True}
-_ROBOT = {"total_timesteps": 1_000_000, "num_envs": 64, "num_steps": 32, "learning_rate": 3e-4,
-          "update_epochs": 10, "num_minibatches": 32, "log_std_init": -0.5, **_NORMALISED}
-_LANDER = {"total_timesteps": 1_000_000, "num_steps": 256, "num_minibatches": 16, "gamma": 0.999,
-           "gae_lambda": 0.98, "ent_coef": 0.01, **_NORMALISED}
+_FEW = {"update_epochs": 4, "num_minibatches": 4}
+_ROBOT = {"total_timesteps": 1_000_000, "num_envs": 64, "num_steps": 32}
+_LANDER = {"total_timesteps": 1_000_000, "num_steps": 256, "gamma": 0.999, "gae_lambda": 0.98,
+           "ent_coef": 0.01, **_FEW}
 _TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 9, "learning_rate": 3e-3, "gamma": 1.0,
-           "norm_reward": True, "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,),
-           "eval_episodes": 1_000}
+           "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000, **_FEW}
 PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {"total_timesteps": 150_000, "num_envs": 64, "num_steps": 32, "learning_rate": 2.5e-3,
-                    "gamma": 0.98, "gae_lambda": 0.9},
+    "CartPole-v1": {"total_timesteps": 150_000, "num_envs": 64, "num_steps": 32, "learning_rate": 3e-3,
+                    "gamma": 0.98, "gae_lambda": 0.9, "norm_reward": False, **_FEW},
     "Acrobot-v1": {"total_timesteps": 500_000, "num_steps": 256, "learning_rate": 2e-3, "gamma": 0.995,
-                   "gae_lambda": 0.94, "norm_obs": True},
-    "MountainCar-v0": {"total_timesteps": 1_000_000, "num_steps": 64, "gae_lambda": 0.98, "norm_obs": True},
-    "MountainCarContinuous-v0": {"total_timesteps": 100_000, "num_steps": 256, "gamma": 0.9999,
-                                 "gae_lambda": 0.9, "clip_coef": 0.1, **_NORMALISED},
-    "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "num_steps": 256, "gamma": 0.95,
-                    "activation": "relu", "update_epochs": 10, "num_minibatches": 16, "norm_reward": True},
-    "LunarLander-v3": {**_LANDER, "num_envs": 64, "num_steps": 64, "learning_rate": 3e-3,
-                       "num_minibatches": 4},
-    "LunarLanderContinuous-v3": {**_LANDER, "num_steps": 1024, "num_minibatches": 256},
+                   "gae_lambda": 0.94, "norm_reward": False, **_FEW},
+    "MountainCar-v0": {"total_timesteps": 1_000_000, "num_steps": 64, "learning_rate": 1e-3,
+                       "gae_lambda": 0.98, "norm_reward": False, **_FEW},
+    "MountainCarContinuous-v0": {"total_timesteps": 100_000, "num_steps": 256, "learning_rate": 1e-3,
+                                 "gamma": 0.9999, "gae_lambda": 0.9, "clip_coef": 0.1, "log_std_init": 0.0,
+                                 **_FEW},
+    "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "num_steps": 256, "learning_rate": 1e-3,
+                    "gamma": 0.95, "activation": "relu", "num_minibatches": 16, "log_std_init": 0.0},
+    "LunarLander-v3": {**_LANDER, "num_envs": 64, "num_steps": 64, "learning_rate": 3e-3},
+    "LunarLanderContinuous-v3": {**_LANDER, "num_steps": 1024, "learning_rate": 1e-3, "num_minibatches": 256,
+                                 "log_std_init": 0.0},
     "HalfCheetah-v5": {**_ROBOT, "num_steps": 64, "learning_rate": 1e-3, "num_minibatches": 8},
-    **dict.fromkeys(("Hopper-v5", "InvertedDoublePendulum-v5"), _ROBOT),
-    "BipedalWalker-v3": _ROBOT,
+    **dict.fromkeys(("BipedalWalker-v3", "Hopper-v5", "InvertedDoublePendulum-v5"), _ROBOT),
     "Walker2d-v5": {**_ROBOT, "num_envs": 8, "num_steps": 64, "learning_rate": 5e-5,
                     "lr_schedule": "constant", "clip_coef": 0.1, "ent_coef": 6e-4, "vf_coef": 1.7,
                     "max_grad_norm": 1.0, "update_epochs": 20, "num_minibatches": 16, "log_std_init": 0.0},
@@ -76,12 +75,22 @@ class PPO(Minibatched, ActorCriticAgent):
     """Environments stepped together (N)."""
     num_steps: int = 128
     """Steps in each environment a rollout (T)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Step size."""
     lr_schedule: Schedule = "linear"
     """How the learning rate falls over the run."""
     max_grad_norm: float | None = 0.5
     """Limit of the gradient's Euclidean norm."""
+    update_epochs: int = 10
+    """Passes over a rollout."""
+    num_minibatches: int = 32
+    """Steps a pass."""
+    norm_obs: bool = True
+    """Normalise observations, but for images and tokens, by running statistics, saved with the policy."""
+    norm_reward: bool = True
+    """Scale rewards by the running standard deviation of their discounted sum."""
+    log_std_init: float = -0.5
+    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds."""
     clip_coef: float = 0.2
     """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
     dual_clip: float | None = None

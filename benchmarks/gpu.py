@@ -60,7 +60,8 @@ def envs(quick):
         def steps_a_second(device, n=n, rounds=rounds, shares=shares):
             with tempfile.TemporaryDirectory() as folder:
                 agent = pgce.agents.PPO(
-                    num_envs=n, num_steps=T, device=device, track=False, quiet=True, runs_dir=folder,
+                    num_envs=n, num_steps=T, update_epochs=4, num_minibatches=4, norm_obs=False,
+                    norm_reward=False, device=device, track=False, quiet=True, runs_dir=folder,
                     stop_at_threshold=False, eval_episodes=1, eval_freq=10**9,
                 )  # fmt: skip
                 result = agent.train("CartPole-v1", total_timesteps=n * T * rounds).result

@@ -36,6 +36,7 @@ def steps_a_second(number: int, env_id: str, steps: int, *settings: str, apart: 
                 "--num-steps", "256", "--total-timesteps", str(steps // runs), "--eval-episodes", "2",
                 "--eval-freq", "1000000000", "--no-stop-at-threshold", "--vectorization", "sync",
                 "--runs-dir", folder, "--quiet", "--run", str(n), "--device", "cpu",
+                "--update-epochs", "4", "--num-minibatches", "4", "--no-norm-obs", "--no-norm-reward",
                 *settings,
             ]  # fmt: skip
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]

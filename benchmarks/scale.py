@@ -72,7 +72,8 @@ def ppo(device: str, seconds: float, repeats: int, **settings) -> tuple[dict[str
         seen = {}
         with tempfile.TemporaryDirectory() as folder:
             agent = pgce.agents.PPO(
-                num_steps=T, update_epochs=EPOCHS, num_minibatches=MINIBATCHES, device=device,
+                num_steps=T, update_epochs=EPOCHS, num_minibatches=MINIBATCHES, norm_obs=False,
+                norm_reward=False, device=device,
                 track=False, quiet=True, runs_dir=folder, stop_at_threshold=False, eval_episodes=1,
                 eval_freq=10**9, **settings,
             )  # fmt: skip

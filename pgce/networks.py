@@ -198,10 +198,10 @@ class Value(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Real-valued outputs in a unit of their own: (B, ...) -> shift + unit · output, (B, D).
+    """Real-valued outputs in a unit of their own: (B, ...) -> shift + unit · output, (B, ...).
 
     Args:
-        network: (B, ...) -> (B, D).
+        network: (B, ...) -> (B, D), or of more axes.
         shift: what an output of 0 stands for, (D,).
         unit: what a difference of 1 stands for, (D,).
 
@@ -222,7 +222,7 @@ class Scaled(nn.Module):
         self.register_buffer("unit", unit)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs in the target's unit, (B, D)."""
+        """The outputs in the target's unit, (B, ...)."""
         return torch.addcmul(self.shift, self.unit, self.network(x))
 
 

@@ -91,7 +91,8 @@ def actor_critic(
     action = actions(envs.single_action_space, agent.continuous, agent.std)
     masked = mask_size(envs) > 0
     with_critic = agent.critic if critic is None else critic
-    normalize = Normalize(seen.vector) if agent.norm_obs and seen.vector else None
+    numbers = seen.vector if agent.network != "transformer" else 0  # whose tokens are names
+    normalize = Normalize(numbers) if agent.norm_obs and numbers else None
     first = None if normalize is None else Torso([normalize], seen.vector)
     body = partial(_body, agent, envs.single_observation_space, seen)
     torso, width, parts = first, seen.size, 1

@@ -89,7 +89,7 @@ class Agent(Learner):
     gamma: float = 0.99
     """Discount a step."""
     norm_obs: bool = False
-    """Normalise observations by running statistics, which are saved with the policy."""
+    """Normalise observations, but for images and tokens, by running statistics, saved with the policy."""
     norm_reward: bool = False
     """Scale rewards by the running standard deviation of their discounted sum."""
     continuous: Continuous = "gaussian"
@@ -106,7 +106,7 @@ class Agent(Learner):
     std: Std = "learned"
     """σ of a Gaussian policy: learned, the same for all observations; given by the network; or fixed."""
     log_std_init: float = 0.0
-    """Logarithm of a Gaussian policy's σ at the start."""
+    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds."""
     norm_adv: bool = True
     """Divide the weights by their standard deviation, once a rollout."""
     ent_coef: float = 0.0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pgce.action_heads import Beta, Bound, Joint, MultiCategorical, SquashedGaussian
 from pgce.choices import Continuous, Std, check_type
 from pgce.heads import Bernoulli, Categorical, Gaussian, Head, PolicyHead, check_device
-from pgce.networks import WithScale
+from pgce.networks import Scaled, WithScale
 
 __all__ = ["Actions", "Masked", "Observations", "actions", "apply_mask", "encode_actions", "observations"]
 
@@ -26,6 +26,8 @@ Image = tuple[tuple[int, int, int], Encoder]  # its channels, height and width, 
 
 _MOST_INTEGERS = 256  # values of one component of an integer Box, which become as many classes
 _LOG_SCALES = (-5.0, 2.0)  # of a σ that depends on the observation
+_OWN = 0.0, 1.0  # the unit of a logit that is what the network gives
+_UNBOUNDED = 1e30  # half the distance of bounds that mean there are none
 _NEVER = -1e4  # a logit of a Bernoulli: exp(−10⁴) is 0 in every floating type, and −inf · 0 would be NaN
 
 
@@ -63,6 +65,7 @@ class Actions(NamedTuple):
         constant: which of these logits, flattened, do not depend on the observation: the log σ of Gaussian
             components, unless the network gives them too. All others come from the network, in this order.
         scale: which of the logits are a log σ.
+        unit: what a 0 and what a difference of 1 of the network stand for in these logits, two numbers each.
 
     Example:
         >>> import torch
@@ -81,23 +84,31 @@ class Actions(NamedTuple):
     logits_shape: tuple[int, ...]
     constant: tuple[bool, ...]
     scale: tuple[bool, ...]
+    unit: tuple[tuple[float, float], ...]
 
     def wrap(self, network: nn.Module, initial_log_scale: float = 0.0, *, learned: bool = True) -> nn.Module:
         """A network (B, ...) -> (B, size) as a policy (B, ...) -> (B, *logits_shape).
 
-        It adds the constant logits, all log σ, which begin at `initial_log_scale`. Where there is nothing to
-        add, it is the network itself.
+        It adds the constant logits, all log σ, which begin at `initial_log_scale`, and gives all their
+        unit. Where there is nothing to add, it is the network itself.
 
         Args:
             network: (B, ...) -> (B, size).
-            initial_log_scale: log σ at the start; what the network adds to, where σ depends on the input.
+            initial_log_scale: log σ at the start, in the action's unit; what the network adds to, where σ
+                depends on the input.
             learned: whether the constants are parameters.
         """
         if self.logits_shape == (self.size,) and not any(self.scale):
             return network
+        policy: nn.Module
         if self.logits_shape == (self.size, 2) and self.constant == (False, True) * self.size:
-            return WithScale(network, self.size, initial_log_scale, learned=learned)
-        return _Policy(network, self, initial_log_scale, learned=learned)
+            policy = WithScale(network, self.size, initial_log_scale, learned=learned)
+        else:
+            policy = _Policy(network, self, initial_log_scale, learned=learned)
+        if all(unit == _OWN for unit in self.unit):
+            return policy
+        shift, unit = torch.tensor(self.unit).T
+        return Scaled(policy, shift.reshape(self.logits_shape), unit.reshape(self.logits_shape))
 
 
 def observations(space: gym.Space[Any]) -> Observations:
@@ -165,9 +176,10 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
     - Discrete: a Categorical over its K actions, counted from 0; MultiDiscrete: a MultiCategorical.
     - MultiBinary: a Bernoulli, one logit an entry.
     - floating Box, any shape and bounds, D components: a "gaussian" sample is stored as drawn, and clipped to
-      the bounds only for the environment. "tanh" and "beta" need bounds and stay inside them: a Gaussian
-      through tanh, and a Beta whose two parameters both come from the network. The σ of a Gaussian is a
-      constant, unless `std` is "state": then it comes from the network.
+      the bounds only for the environment. Its mean begins midway between two bounds and is counted, as is σ,
+      in half their distance; without bounds, from 0 in units of 1. "tanh" and "beta" need bounds and stay
+      inside them: a Gaussian through tanh, and a Beta whose two parameters both come from the network. The σ
+      of a Gaussian is a constant, unless `std` is "state": then it comes from the network.
     - integer Box: a MultiCategorical, where every component is bounded and has at most 256 values.
     - Dict and Tuple of these, also nested: a Joint head, its parts in the space's own order.
 
@@ -492,7 +504,7 @@ def _choices(sizes: Sequence[int], start: NDArray[Any], space: gym.Space[Any]) -
 def _from_network(head: PolicyHead, decode: Callable[[Tensor], Any], *shape: int) -> Actions:
     """Actions of whose logits the network gives all, and none is a log σ."""
     size = math.prod(shape)
-    return Actions(head, size, decode, shape, (False,) * size, (False,) * size)
+    return Actions(head, size, decode, shape, (False,) * size, (False,) * size, (_OWN,) * size)
 
 
 def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
@@ -503,8 +515,11 @@ def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
         return _array(action).reshape(-1, *shape).clip(low, high).astype(real, copy=False)
 
     head: PolicyHead
+    unit = (_OWN,) * 2 * many
     if continuous == "gaussian":
         head = Gaussian("learned", event_dims=1)
+        edges = zip(low.ravel().tolist(), high.ravel().tolist(), strict=True)
+        unit = tuple(each for bounds in edges for each in _units(*bounds))
     else:
         try:
             bounds = _bounds(low), _bounds(high)
@@ -515,8 +530,16 @@ def _reals(space: spaces.Box, continuous: Continuous, std: Std) -> Actions:
         return _from_network(head, decode, many, 2)
     scale = (False, True) * many
     if std == "state":
-        return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many, scale)
-    return Actions(head, many, decode, (many, 2), scale, scale)
+        return Actions(head, 2 * many, decode, (many, 2), (False,) * 2 * many, scale, unit)
+    return Actions(head, many, decode, (many, 2), scale, scale, unit)
+
+
+def _units(low: float, high: float) -> tuple[tuple[float, float], ...]:
+    """Of the mean and the log σ of a component: what 0 and what a difference of 1 stand for."""
+    half = high / 2 - low / 2
+    if not 0 < half < _UNBOUNDED:
+        return _OWN, _OWN
+    return (low + half, half), (math.log(half), 1.0)
 
 
 def _bounds(bound: NDArray[Any]) -> Bound:
@@ -533,10 +556,11 @@ def _joint(space: spaces.Dict | spaces.Tuple[Any], continuous: Continuous, std: 
     head = Joint(tuple((part.head, part.logits_shape) for part in parts))
     constant = tuple(each for part in parts for each in part.constant)
     scale = tuple(each for part in parts for each in part.scale)
+    unit = tuple(each for part in parts for each in part.unit)
     named = isinstance(space, spaces.Dict)
 
     def decode(action: Tensor) -> Any:
         rows = [part.decode(own) for part, own in zip(parts, head.split(action.cpu()), strict=True)]
         return dict(zip(names, rows, strict=True)) if named else tuple(rows)
 
-    return Actions(head, sum(part.size for part in parts), decode, (len(constant),), constant, scale)
+    return Actions(head, sum(part.size for part in parts), decode, (len(constant),), constant, scale, unit)

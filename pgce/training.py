@@ -513,7 +513,8 @@ class _Training:
                 hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
                 "More exploration (--ent-coef, --log-std-init) or a denser reward may"
             )
-        if agent.norm_reward and not self.recent:
+        seen = self.steps / agent.num_envs
+        if agent.norm_reward and not self.recent and seen * (1 - agent.gamma) < 1:
             self.run.say(
                 hint=f"--norm-reward scales by what {self.steps:,} steps told, in which no episode ended: "
                 "its scale is a guess until some have"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ import pgce
 from pgce.agents import A2C, AWR, BC, CEM, GRPO, PPO, RLOO, Reinforce, VTrace
 
 QUICK = {"quiet": True, "track": False, "device": "cpu", "stop_at_threshold": False, "eval_freq": 10**9}
+FEW: Any = {"update_epochs": 4, "num_minibatches": 4}
 CRITICS = {
-    "PPO": PPO(num_steps=32, learning_rate=3e-3),
-    "PPO, value clipped": PPO(num_steps=32, learning_rate=3e-3, clip_vloss=True, norm_reward=False),
+    "PPO": PPO(num_steps=32, learning_rate=3e-3, norm_reward=False, **FEW),
+    "PPO, value clipped": PPO(num_steps=32, learning_rate=3e-3, clip_vloss=True, norm_reward=False, **FEW),
     "A2C": A2C(learning_rate=1e-2),
     "A2C, n-step": A2C(learning_rate=1e-2, n_step=3),
     "V-trace": VTrace(learning_rate=1e-2),

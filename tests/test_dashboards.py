@@ -199,7 +199,7 @@ def test_what_was_written_of_a_run(tmp_path):
         f"distribution/{name}" for name in ("weight", "cross_entropy", "advantage", "action")
     }
     assert tags["images"] == ["batch/rows"]
-    assert {node.name.split("/")[0] for node in events.Graph().node} == {"input", "actor", "critic"}
+    assert {node.name.split("/")[0] for node in events.Graph().node} == {"input", "torso", "actor", "critic"}
     low, mean, high = (events.Scalars(f"rollout/ep_rew_{name}")[-1].value for name in ("min", "mean", "max"))
     assert low < mean < high
     parts = [1 / events.Scalars(f"time/{name}_fps")[-1].value for name in ("collect", "learn")]

@@ -18,7 +18,7 @@ from pgce.exporting import export
 QUICK = {"quiet": True, "track": False, "device": "cpu", "eval_episodes": 1, "num_envs": 2, "num_steps": 8}
 VECTOR = Box(-1, 1, (2, 2))
 KINDS = {
-    "discrete": (VECTOR, Discrete(3, start=-1), {}),
+    "discrete": (VECTOR, Discrete(3, start=-1), {"norm_obs": False}),
     "normalised": (VECTOR, Discrete(3), {"norm_obs": True}),
     "one-hot": (Tuple((Discrete(3), MultiBinary(2))), MultiBinary(3), {}),
     "multi-discrete": (VECTOR, MultiDiscrete([2, 3, 3]), {}),

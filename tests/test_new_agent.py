@@ -25,6 +25,7 @@ from pgce.policy_gradient import Agent
 
 QUICK = {"quiet": True, "device": "cpu", "stop_at_threshold": False, "eval_episodes": 4}
 SMALL = {**QUICK, "num_envs": 4, "num_steps": 16}
+FEW = {"num_minibatches": 4, "update_epochs": 4}
 
 
 def recorded(rows=200):
@@ -282,7 +283,7 @@ def test_evaluations_are_in_evaluation_mode_and_change_nothing(tmp_path):
     models = []
     for eval_freq in (64, 10**6):
         where = {"runs_dir": str(tmp_path), "eval_freq": eval_freq}
-        models.append(Normed(**SMALL | where).train("CartPole-v1", 320).model)
+        models.append(Normed(**SMALL | FEW | where).train("CartPole-v1", 320).model)
         assert all(module.training for module in models[-1].modules())
     assert same(*(model.state_dict() for model in models))
 
@@ -297,7 +298,7 @@ class Counting(PPO):
 
 def test_terms_and_numbers_of_ones_own_are_logged(tmp_path):
     seen = []
-    agent = Counting(**SMALL, ent_coef=0.01, runs_dir=str(tmp_path))
+    agent = Counting(**SMALL, **FEW, ent_coef=0.01, runs_dir=str(tmp_path))
     agent.train("CartPole-v1", 320, metrics=lambda step, values: seen.append(values))
     rounds = [values for values in seen if "objective/loss" in values]
     assert [values["train/own/logged"] for values in rounds] == [1, 2, 3, 4, 5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 
 import gymnasium as gym
@@ -13,12 +14,14 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 import pgce
 from pgce.agents import A2C, BC, PPO, RLOO
 from pgce.policies import actor_critic
+from pgce.spaces import actions
 
 QUICK = {"quiet": True, "track": False, "device": "cpu", "eval_freq": 1_000, "eval_episodes": 40}
+FEWER = {"update_epochs": 4, "num_minibatches": 4, "norm_obs": False, "norm_reward": False}
 LEARNERS = {
-    PPO: {"num_steps": 32, "learning_rate": 3e-3},
-    A2C: {"num_steps": 16, "learning_rate": 5e-3},
-    RLOO: {"num_steps": 32, "learning_rate": 1e-2},
+    PPO: {"num_steps": 32, "learning_rate": 3e-3, "log_std_init": -1.0, **FEWER},
+    A2C: {"num_steps": 16, "learning_rate": 5e-3, "log_std_init": -1.0},
+    RLOO: {"num_steps": 32, "learning_rate": 1e-2, "log_std_init": -1.0},
 }
 SLOWER = {"learning_rate": 1e-3, "update_epochs": 1, "ent_coef": 0.02}  # of PPO on images
 # Memory, and whether actions are masked: the others are slow tests.
@@ -193,7 +196,33 @@ def test_every_network(settings, tmp_path):
     torso = agent.model.torso
     assert (torso is not None) == bool(settings.keys() & {"shared_torso", "memory", "norm_obs"})
     if settings.get("std") == "fixed":
-        assert agent.model.actor.log_scale.tolist() == [-1.0, -1.0]
+        assert agent.model.actor.network.log_scale.tolist() == [-1.0, -1.0]
+
+
+def test_gaussian_actions_begin_in_the_middle_and_in_the_unit_of_their_bounds(tmp_path):
+    low, high = np.array([-1.0, 0.0, -2.0, 5.0, 3.0]), np.array([1.0, 1000.0, np.inf, 3.4028235e38, 3.0])
+    space = Box(low.astype(np.float32), high.astype(np.float32))
+    for std in ("learned", "state"):
+        action = actions(Tuple((Discrete(2), space)), std=std)
+        policy = action.wrap(torch.nn.Linear(1, action.size), -1.0)
+        torch.nn.init.zeros_(policy.network.network.weight), torch.nn.init.zeros_(policy.network.network.bias)
+        mean, log_scale = policy(torch.ones(4, 1))[:, 2:].unflatten(-1, (5, 2)).unbind(-1)
+        assert mean[0].tolist() == [0, 500, 0, 0, 0]
+        assert log_scale[0].exp().tolist() == pytest.approx(
+            [math.exp(-1) * unit for unit in (1, 500, 1, 1, 1)]
+        )
+    wide = Box(-3000.0, 2000.0, ())
+
+    class Wide(Match):
+        def __init__(self):
+            super().__init__("box", "box")
+            self.action_space, self.earned = wide, lambda x, a, b: 1 - abs(x / 1000 - (a + b / 2)) / 2
+
+    gym.register("Match-v0", entry_point=Wide, reward_threshold=0.85)
+    try:
+        assert trained(PPO, 8_000, tmp_path).evaluate(40, greedy=True).mean() > 0.9
+    finally:
+        del gym.registry["Match-v0"]
 
 
 def test_sigma_from_the_network_begins_where_it_is_told_and_is_limited():
@@ -201,13 +230,14 @@ def test_sigma_from_the_network_begins_where_it_is_told_and_is_limited():
     policy = actor_critic(PPO(env_id="Pendulum-v1", std="state", log_std_init=-1.0), envs).policy
     logits = policy(torch.randn(100, 3))
     assert logits.shape == (100, 1, 2)
-    assert (logits[..., 1] + 1).abs().max() < 0.1
+    assert (logits[..., 1] + 1 - math.log(2)).abs().max() < 0.1, "torques lie in ±2"
     assert logits[..., 1].std() > 0
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.mul_(1e4)
     log_scale = policy(torch.randn(100, 3))[..., 1]
-    assert (log_scale.min(), log_scale.max()) == (-5, 2)
+    limits = torch.tensor([-5.0, 2.0]) + math.log(2)
+    assert torch.equal(torch.stack((log_scale.min(), log_scale.max())), limits)
     assert policy(torch.randn(100, 3))[..., 0].abs().max() > 100, "the mean is not"
 
 

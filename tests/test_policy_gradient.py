@@ -421,15 +421,15 @@ def test_after_sees_every_evaluation(tmp_path, monkeypatch):
 
 def test_a_start_has_all_of_a_policy(tmp_path):
     where = {"num_envs": 2, "num_steps": 16, "eval_episodes": 2, "runs_dir": str(tmp_path), **QUICK}
-    start = PPO(norm_obs=True, **where).train("CartPole-v1", 32).path
+    start = PPO(**where).train("CartPole-v1", 32).path
     with pytest.raises(ValueError, match=r"normalize\.count is only in .*ppo"):
-        PPO(init=str(start), **where).train("CartPole-v1", 32)
-    deep = PPO(init=str(start), norm_obs=True, hidden_sizes=(64, 64, 64), **where)
+        PPO(init=str(start), norm_obs=False, **where).train("CartPole-v1", 32)
+    deep = PPO(init=str(start), hidden_sizes=(64, 64, 64), **where)
     with pytest.raises(ValueError, match=r"actor\.0\.4\.bias is only in the new one"):
         deep.train("CartPole-v1", 32)
     for name, other in (("activation", "relu"), ("continuous", "tanh")):
         with pytest.raises(ValueError, match=f"of the same {name}: .*, here {other}"):
-            PPO(init=str(start), norm_obs=True, **{name: other}, **where).train("CartPole-v1", 32)
+            PPO(init=str(start), **{name: other}, **where).train("CartPole-v1", 32)
     alone = Reinforce(init=str(start), norm_obs=True, **where)
     assert alone.train("CartPole-v1", 32).result["steps"] > 0
 
@@ -505,7 +505,7 @@ def test_a_trial_of_what_can_be_saved_restarts_no_environment(tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", [A2C, PPO])
 def test_a_constant_schedule_changes_nothing(kind, tmp_path):
-    fields = {"ent_coef": 0.01, "runs_dir": str(tmp_path), **QUICK}
+    fields = {"ent_coef": 0.01, "norm_reward": False, "runs_dir": str(tmp_path), **QUICK}
     names = ("ent_coef", "vf_coef", "gamma", "gae_lambda")
     runs = [
         kind(schedules=schedules, **fields).train("CartPole-v1", total_timesteps=6_000)

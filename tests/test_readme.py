@@ -82,6 +82,7 @@ def test_the_results_are_the_committed_ones(repository, monkeypatch):
     for name, page, marker, made in (
         ("learning", "docs/results.md", "results", "table"),
         ("agents", "docs/results.md", "agents", "table"),
+        ("defaults", "docs/results.md", "defaults", "table"),
         ("rules", "docs/results.md", "rules", "table"),
         ("tokens", "docs/results.md", "tokens", "table"),
         ("speed", "docs/speed.md", "speed", "table"),

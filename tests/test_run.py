@@ -409,6 +409,7 @@ def test_reinforce_learns_continuous_actions(tmp_path):
     gym.register("pgce-test/Point-v0", entry_point=Point)
     agent = Reinforce(
         num_envs=8, num_steps=32, quiet=True, track=False, runs_dir=str(tmp_path), eval_greedy=True,
+        log_std_init=-0.7,
     )  # fmt: skip
     run = agent.train("pgce-test/Point-v0", total_timesteps=40_000)
     assert run.result["eval_mean"] > -0.1, "2.25 at the start"

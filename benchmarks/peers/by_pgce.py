@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import EVERY, SAME, arguments, tell
+from common import EPISODES, EVERY, LATER, SAME, arguments, tell
 
 import pgce
 import pgce.envs
@@ -41,8 +41,21 @@ def same_numbers(given: Namespace) -> None:
         given, num_envs=given.num_envs, num_steps=SAME.steps, update_epochs=SAME.epochs,
         num_minibatches=SAME.minibatches, hidden_sizes=(SAME.hidden, SAME.hidden),
         learning_rate=SAME.rate, lr_schedule="constant", gamma=SAME.gamma, gae_lambda=SAME.gae_lambda,
-        clip_coef=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm,
+        clip_coef=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm, norm_obs=False, norm_reward=False,
     )  # fmt: skip
+
+
+def defaults(given: Namespace) -> None:
+    """PPO with no setting but the steps, and what it then reaches."""
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"quiet": True, "runs_dir": folder, "device": "cpu", "seed": given.seed}
+        agent = pgce.agents.PPO(**how, stop_at_threshold=False, eval_freq=10**9)
+        run = agent.train(given.env_id, given.total)
+        trained, seed = pgce.load(run.path), LATER + given.seed
+        greedy, sampled = (
+            float(trained.evaluate(EPISODES, seed=seed, greedy=best).mean()) for best in (True, False)
+        )
+    tell(seconds=run.result["train_seconds"], steps=run.result["steps"], greedy=greedy, sampled=sampled)
 
 
 def random_actions(given: Namespace) -> None:
@@ -128,6 +141,8 @@ def main() -> None:
             same_numbers(given)
         case "robots":
             throughput(given, vectorization=given.vectorization)
+        case "defaults":
+            defaults(given)
         case "random":
             random_actions(given)
         case "objective":

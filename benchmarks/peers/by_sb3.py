@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from common import SAME, Clock, Solving, arguments, tell
+from common import EPISODES, LATER, SAME, Clock, Solving, arguments, tell
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 try:
@@ -121,11 +123,23 @@ def robots(given: Namespace) -> None:
     learn(model, given.total)
 
 
-def learn(model: Any, total: int) -> None:
-    """Train, and tell."""
+def defaults(given: Namespace) -> None:
+    """PPO with no setting but the steps, and what it then reaches."""
+    model = PPO("MlpPolicy", given.env_id, seed=given.seed, device="cpu")
+    envs = make_vec_env(given.env_id, 10, seed=LATER + given.seed)
+    learn(
+        model, given.total,
+        greedy=lambda: evaluate_policy(model, envs, EPISODES, deterministic=True)[0],
+        sampled=lambda: evaluate_policy(model, envs, EPISODES, deterministic=False)[0],
+    )  # fmt: skip
+
+
+def learn(model: Any, total: int, **after: Callable[[], Any]) -> None:
+    """Train, and tell, with what is measured after."""
     clock = Clock()
     model.learn(total)
-    tell(seconds=clock.seconds, steps=model.num_timesteps)
+    seconds = clock.seconds
+    tell(seconds=seconds, steps=model.num_timesteps, **{name: float(f()) for name, f in after.items()})
 
 
 if __name__ == "__main__":
@@ -135,4 +149,4 @@ if __name__ == "__main__":
     if given.what == "ppo":
         solve(given)
     else:
-        {"steps": steps, "robots": robots}[given.what](given)
+        {"steps": steps, "robots": robots, "defaults": defaults}[given.what](given)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 EVERY, GOAL = 5_000, 475.0
+EPISODES, LATER = 100, 10_000  # of an evaluation after training, on other seeds
 # The numbers of PPO that all have: rollouts of `steps` in each environment, two perceptrons.
 SAME = SimpleNamespace(
     steps=32, epochs=4, minibatches=4, hidden=64, rate=1e-3, gamma=0.98, gae_lambda=0.9, clip=0.2, value=0.5,

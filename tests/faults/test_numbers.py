@@ -117,7 +117,8 @@ def test_a_run(skips, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", spoilt)
     agent = PPO(total_timesteps=40_000, num_envs=8, num_steps=64, quiet=True, device="cpu", run="it",
-                runs_dir=str(tmp_path), checkpoint_every=0, eval_episodes=4, max_skips=skips)  # fmt: skip
+                runs_dir=str(tmp_path), checkpoint_every=0, eval_episodes=4, max_skips=skips, update_epochs=4,
+                num_minibatches=4)  # fmt: skip
     if skips:
         assert agent.train().result["skipped_updates"] == 1
     else:
