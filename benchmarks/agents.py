@@ -17,10 +17,11 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import numpy as np
-from shared import RESULTS, ROOT, command, iqm, put_into, read, write
+from shared import ROOT, command, iqm, merge, put_into, read
 
 SEEDS = range(1, 6)
 POINTS = 50  # of a curve
+RUN = ("agent", "env_id", "seed")
 # Best published return of the algorithm on one of the environment's versions: return, steps, source.
 PUBLISHED = {
     ("PPO", "CartPole-v1"): (500.0, 100_000, "RL Zoo"),
@@ -83,18 +84,9 @@ def measure(pairs: list[tuple[str, str]]) -> None:
         tasks = [pool.submit(run, *pair, seed) for pair in pairs for seed in SEEDS]
         for task in as_completed(tasks):
             row, curve = task.result()
-            merge("agents.csv", [row])
-            merge("agents_curves.csv", curve)
+            merge("agents.csv", [row], RUN)
+            merge("agents_curves.csv", curve, RUN)
             print(row["agent"], row["env_id"], row["seed"], row["greedy"], row["sampled"], flush=True)
-
-
-def merge(name: str, rows: list[dict[str, object]]) -> None:
-    """Put a run's rows in the place of those that a CSV has of it."""
-    run = ("agent", "env_id", "seed")
-    new = tuple(str(rows[0][key]) for key in run)
-    old = read(name) if (RESULTS / name).exists() else []
-    kept = [row for row in old if tuple(row[key] for key in run) != new]
-    write(name, sorted([*kept, *rows], key=lambda row: tuple(str(row[key]) for key in run)))
 
 
 def pairs(words: list[str]) -> list[tuple[str, str]]:

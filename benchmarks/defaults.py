@@ -16,7 +16,7 @@ from collections import defaultdict
 
 import numpy as np
 from comparisons import Program
-from shared import RESULTS, iqm, put_into, read, write
+from shared import iqm, merge, put_into, read
 from speed import install, run
 
 SEEDS, STEPS, FILE = range(1, 6), 200_000, "defaults.csv"
@@ -36,13 +36,9 @@ def measure(env_ids: list[str]) -> None:
                 )
                 if "error" in told:
                     raise SystemExit(f"{name}, {env_id}, seed {seed}: {told['error']}")
-                row: dict[str, object] = {"library": name, "env_id": env_id, "seed": str(seed)}
+                row: dict[str, object] = {"library": name, "env_id": env_id, "seed": seed}
                 row |= {key: f"{told[key]:.2f}" for key in ("steps", "seconds", *KINDS)}
-                old = read(FILE) if (RESULTS / FILE).exists() else []
-                kept = [each for each in old if any(each[key] != row[key] for key in [*row][:3])]
-                write(
-                    FILE, sorted([*kept, row], key=lambda each: [str(value) for value in each.values()][:3])
-                )
+                merge(FILE, [row], ("library", "env_id", "seed"))
                 print(*row.values(), flush=True)
 
 

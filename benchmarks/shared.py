@@ -9,7 +9,7 @@ from typing import Any
 
 from pgce.metrics import interquartile_mean as iqm
 
-__all__ = ["RESULTS", "ROOT", "command", "iqm", "put_into", "read", "write"]
+__all__ = ["RESULTS", "ROOT", "command", "iqm", "merge", "put_into", "read", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,14 @@ def write(name: str, rows: list[dict[str, object]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def merge(name: str, rows: list[dict[str, object]], run: tuple[str, ...]) -> None:
+    """Put a run's rows in the place of those that a CSV has of it; `run` are the columns that tell which."""
+    new = tuple(str(rows[0][key]) for key in run)
+    old = read(name) if (RESULTS / name).exists() else []
+    kept = [row for row in old if tuple(row[key] for key in run) != new]
+    write(name, sorted([*kept, *rows], key=lambda row: tuple(str(row[key]) for key in run)))
 
 
 def command(agent: Any) -> str:
