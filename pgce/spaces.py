@@ -299,10 +299,10 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The logits, −inf where the last K entries are 0."""
         logits: Tensor = self.policy(x[..., : self.features])
-        return apply_mask(logits, x[..., self.features :] > 0.5, self.head)
+        return apply_mask(logits, x[..., self.features :] > 0.5, self.head, looks=False)
 
 
-def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
+def apply_mask(logits: Tensor, mask: Tensor, head: Head, *, looks: bool = True) -> Tensor:
     """Logits under which no forbidden action is ever drawn, nor counted in the entropy.
 
     A Categorical's mask (..., K) and a MultiCategorical's (..., ΣK), the components one after another, say
@@ -313,10 +313,12 @@ def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
         logits: what `head` reads.
         mask: of the shape of `logits`, bool, True where allowed.
         head: Categorical, MultiCategorical or Bernoulli.
+        looks: whether the mask may be looked at, for which a GPU is waited for. Nobody does so inside
+            `torch.compile`.
 
     Raises:
-        ValueError: another head, a mask of another shape, type or device, or a choice of which every class is
-            forbidden (reads the mask: synchronises a GPU; left out inside `torch.compile`).
+        ValueError: another head, a mask of another shape, type or device, or, seen where the mask is looked
+            at, a choice of which every class is forbidden: its logits would all be −inf.
 
     Example:
         >>> import torch
@@ -346,7 +348,7 @@ def apply_mask(logits: Tensor, mask: Tensor, head: Head) -> Tensor:
         raise ValueError(
             f"masks are for Categorical, MultiCategorical and Bernoulli heads: this one is {head}"
         )
-    if not torch.compiler.is_compiling():
+    if looks and not torch.compiler.is_compiling():
         for c, component in enumerate(components):
             if bool((stuck := ~component.any(-1)).any()):
                 row = tuple(stuck.nonzero()[0].tolist())

@@ -8,14 +8,16 @@ from functools import partial, wraps
 
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from test_graphs import batches
 from torch import nn
 
 import pgce
 from pgce import Batch, Term, Trainer, graphs, heads, tapes, train, weights
 from pgce.graphs import Replayed, state_of
-from pgce.networks import ActorCritic, Recurrent, Torso, Value, mlp
+from pgce.networks import ActorCritic, Columns, Recurrent, Torso, Value, mlp
 from pgce.optimizer import Optimizer
+from pgce.spaces import Masked, actions
 from pgce.tapes import Tape
 
 PPO = pgce.agents.PPO(ent_coef=0.01).terms(heads.Categorical())
@@ -145,6 +147,43 @@ def test_sequences_with_a_mask_are_replayed(kind):
     for same, one, other in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
         assert torch.equal(same, one)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("space", "continuous", "masked"),
+    [
+        (Discrete(3), "gaussian", True),
+        (MultiDiscrete([2, 3]), "gaussian", True),
+        (MultiBinary(3), "gaussian", True),
+        (Box(-1, 2, (2,)), "gaussian", False),
+        (Box(-1, 2, (2,)), "tanh", False),
+        (Box(-1, 2, (2,)), "beta", False),
+        (Dict(gear=Discrete(3), wheel=Box(-1, 2, (2,))), "tanh", False),
+    ],
+)
+def test_every_kind_of_action_is_replayed(space, continuous, masked):
+    """Also where a mask, or the action's density, is computed of what is looked at elsewhere."""
+    action, flat = actions(space, continuous), batches([64])[0]
+    allowed = (torch.rand(64, action.size) < 0.5) | (torch.arange(action.size) % 2 == 0)
+    seen = torch.cat((flat.input, allowed.float()), 1) if masked else flat.input
+    found = []
+    for records in (True, False):
+        torch.manual_seed(0)
+        policy = action.wrap(mlp(4, action.size))
+        model = ActorCritic(
+            Masked(policy, 4, action.head) if masked else policy,
+            Value(nn.Sequential(Columns(0, 4), mlp(4, 1))),
+        )
+        taken = action.head.sample(model.policy(seen).detach(), torch.Generator().manual_seed(0))
+        batch = Batch(seen, {**flat.columns, "action": taken})
+        terms = pgce.agents.PPO(ent_coef=0.01).terms(action.head)
+        trainer = Trainer(model, terms, Optimizer(model.parameters()), by_row=True)
+        assert trainer._recorder is not None
+        trainer._recorder.possible = records
+        losses = [[report.loss.item() for report in trainer.step(batch).values()] for _ in range(3)]
+        assert bool(trainer._recorder._recordings) == records
+        found.append((trainer, losses, torch.rand(3)))
+    assert_same(*found)
 
 
 def test_rows_are_gathered_where_they_are_read():
