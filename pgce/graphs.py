@@ -393,6 +393,8 @@ def constant(*parts: Any) -> bool:
 def _is_constant(part: Any) -> bool:
     if isinstance(part, (str, int, float, Tensor, type(None))):
         return True
+    if isinstance(part, tuple):
+        return constant(*part)
     if isinstance(part, partial):
         return constant(part.func, *part.args, *part.keywords.values())
     if isinstance(part, Product):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgce.perceptrons import is_plain
+from pgce.tapes import once
 
 __all__ = [
     "Bernoulli",
@@ -544,11 +545,12 @@ def logit_adjusted(logits: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
     References:
         Menon et al. (2021), Long-tail learning via logit adjustment.
     """
-    if prior.shape != logits.shape[-1:] or not bool((prior > 0).all()):
-        raise ValueError(
-            f"a prior has one positive number for each of {logits.shape[-1]} classes: it has shape "
-            f"{tuple(prior.shape)}" + (f", smallest {prior.min().item():g}" if prior.numel() else "")
-        )
+    with once():
+        if prior.shape != logits.shape[-1:] or not bool((prior > 0).all()):
+            raise ValueError(
+                f"a prior has one positive number for each of {logits.shape[-1]} classes: it has shape "
+                f"{tuple(prior.shape)}" + (f", smallest {prior.min().item():g}" if prior.numel() else "")
+            )
     return logits + tau * prior.to(logits).log()
 
 

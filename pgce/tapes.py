@@ -7,7 +7,8 @@ checks are passed through for every product. A tape is the plain list of operati
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tape", "bare"]
+__all__ = ["Tape", "bare", "once"]
 
 _MOST = 64 * 2**20  # bytes
 _DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -72,7 +73,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and take down."""
         result = func(*args, **(kwargs or {}))
-        if self.whole:
+        if self.whole and not _aside:
             given = result if isinstance(result, (tuple, list)) else [result]
             told = all(value is None or _is_plain(value) for value in given)
             blind = not any(True for _ in _tensors((args, kwargs)))  # of types, say
@@ -127,6 +128,35 @@ class Tape(TorchDispatchMode):
                     call()
 
         return play, [memory.placed(value) for value in results]
+
+
+_aside = False  # what is computed is not taken down
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """Inside, what a step looks at is not taken down: it is looked at when the step is recorded, not again.
+
+    That is for checks: of what is the same for all batches, or of what torch itself refuses, if later. Nothing
+    that is computed here is used outside.
+
+    Example:
+        >>> import torch
+        >>> from pgce.tapes import Tape, once
+        >>> x = torch.tensor([1.0])
+        >>> with Tape() as tape:
+        ...     with once():
+        ...         positive = bool(x > 0)
+        ...     y = 2 * x
+        >>> tape.whole
+        True
+    """
+    global _aside
+    before, _aside = _aside, True
+    try:
+        yield
+    finally:
+        _aside = before
 
 
 class _Memory:

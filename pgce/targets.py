@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgce.heads import tempered
+from pgce.tapes import once
 
 __all__ = [
     "checked_noise",
@@ -51,12 +52,12 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
         raise ValueError(f"there is at least one class: classes is {classes}")
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ValueError(f"labels are integers: label has dtype {label.dtype}")
-    if label.numel() and not (0 <= int(label.min()) and int(label.max()) < classes):
-        raise ValueError(
-            f"labels lie in 0..{classes - 1}: label holds values from {int(label.min())} "
-            f"to {int(label.max())}"
-        )
-    return F.one_hot(label.long(), classes).to(dtype)
+    with once():
+        low, high = torch.stack(torch.aminmax(label)).tolist() if label.numel() else (0, 0)
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels lie in 0..{classes - 1}: label holds values from {low} to {high}")
+    rows = torch.zeros(*label.shape, classes, dtype=dtype, device=label.device)
+    return rows.scatter_(-1, label.long().unsqueeze(-1), 1)
 
 
 def smooth(target: Tensor, epsilon: float) -> Tensor:
@@ -146,8 +147,11 @@ def confidence(
         raise ValueError(
             f"one confidence a label: sure has shape {tuple(c.shape)}, label {tuple(label.shape)}"
         )
-    if not bool(((c >= 0) & (c <= 1)).all()):
-        raise ValueError(f"a confidence lies in [0, 1]: sure spans {c.min().item():g} to {c.max().item():g}")
+    with once():
+        if not bool(((c >= 0) & (c <= 1)).all()):
+            raise ValueError(
+                f"a confidence lies in [0, 1]: sure spans {c.min().item():g} to {c.max().item():g}"
+            )
     c = c.unsqueeze(-1)
     return c * one_hot(label, classes, dtype) + (1 - c) / classes
 
@@ -218,8 +222,9 @@ def denoised(label: Tensor, noise: Tensor) -> Tensor:
         Patrini et al. (2017), Making deep neural networks robust to label noise.
     """
     inverse, failed = torch.linalg.inv_ex(checked_noise(noise))
-    if bool(failed) or not bool(inverse.isfinite().all()):
-        raise ValueError(f"backward correction needs an invertible noise matrix: it is {noise.tolist()}")
+    with once():
+        if bool(failed) or not bool(inverse.isfinite().all()):
+            raise ValueError(f"backward correction needs an invertible noise matrix: it is {noise.tolist()}")
     rows: Tensor = inverse[one_hot(label, len(noise)).argmax(-1)]
     return rows
 
@@ -269,11 +274,12 @@ def reweighted(target: Tensor, class_weight: Tensor) -> Tensor:
         tensor([[0.2500, 0.7500],
                 [1.0000, 0.0000]])
     """
-    if class_weight.shape != target.shape[-1:] or not bool((class_weight > 0).all()):
-        raise ValueError(
-            f"one positive weight a class: target rows have {target.shape[-1]} entries, "
-            f"class_weight is {class_weight.tolist()}"
-        )
+    with once():
+        if class_weight.shape != target.shape[-1:] or not bool((class_weight > 0).all()):
+            raise ValueError(
+                f"one positive weight a class: target rows have {target.shape[-1]} entries, "
+                f"class_weight is {class_weight.tolist()}"
+            )
     y = target * class_weight.to(target)
     return y / y.sum(-1, keepdim=True)
 
@@ -391,9 +397,10 @@ def checked_noise(noise: Tensor) -> Tensor:
                 [0.5000, 0.5000]])
     """
     square = noise.ndim == 2 and noise.shape[0] == noise.shape[1] and noise.is_floating_point()
-    if not square or not bool((noise >= 0).all()) or not bool(((noise.sum(-1) - 1).abs() < 1e-4).all()):
-        raise ValueError(
-            "a noise matrix is (K, K) and its rows are probabilities: it has shape "
-            f"{tuple(noise.shape)} and row sums {noise.sum(-1).flatten().tolist()}"
-        )
+    with once():
+        if not square or not bool((noise >= 0).all()) or not bool(((noise.sum(-1) - 1).abs() < 1e-4).all()):
+            raise ValueError(
+                "a noise matrix is (K, K) and its rows are probabilities: it has shape "
+                f"{tuple(noise.shape)} and row sums {noise.sum(-1).flatten().tolist()}"
+            )
     return noise

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pgce import processes
+from pgce.tapes import once
 
 __all__ = [
     "Columns",
@@ -433,8 +434,9 @@ def huber(cross_entropy: Tensor, batch: Columns | None = None, *, delta: Tensor 
         using iteratively reweighted least-squares, for the weights.
     """
     limit = torch.as_tensor(delta, dtype=cross_entropy.dtype, device=cross_entropy.device)
-    if not bool((limit > 0).all()):
-        raise ValueError(f"delta is positive: it is {delta}")
+    with once():
+        if not bool((limit > 0).all()):
+            raise ValueError(f"delta is positive: it is {delta}")
     if batch is None:
         error = (2 * (cross_entropy - _HALF_LOG_2PI)).clamp(min=0).sqrt()
     else:

@@ -186,6 +186,43 @@ def test_every_kind_of_action_is_replayed(space, continuous, masked):
     assert_same(*found)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"label_smoothing": 0.1},
+        {"soft_labels": (0.9, 0.1)},
+        {"confidence": 0.8, "class_weight": "balanced"},
+        {"redraw": 0.2},
+        {"mixup": 0.2, "class_weight": "balanced"},
+        {"noise": 0.2, "correction": "forward", "focal_gamma": 2.0},
+        {"noise": 0.2, "correction": "backward"},
+        {"logit_adjustment": 1.0},
+        {"huber_delta": 1.0},
+    ],
+    ids=lambda settings: "_".join(settings),
+)
+def test_every_rule_is_replayed(settings, monkeypatch):
+    """Also those that look at what they are given, of which nothing changes from batch to batch."""
+    x, y = torch.randn(96, 4).numpy(), torch.randint(3, (96,)).numpy()
+    recordings, fitted = [], []
+    step = Trainer.step
+
+    def watched(self, batch):
+        reports = step(self, batch)
+        recordings.append(len(self._recorder._recordings))
+        return reports
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    for most in (tapes._MOST, 0):
+        monkeypatch.setattr(tapes, "_MOST", most)
+        kind = pgce.Regressor if "huber_delta" in settings else pgce.Classifier
+        estimator = kind(hidden_sizes=(8,), epochs=2, batch_size=32, random_state=0, **settings).fit(x, y)
+        fitted.append(estimator.module_.state_dict())
+    assert recordings == [1] * 6 + [0] * 6
+    for mine, other in zip(*(each.values() for each in fitted), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_rows_are_gathered_where_they_are_read():
     """What a recorded step takes of a batch by number is what anyone else finds there."""
     (whole,) = batches([64])
