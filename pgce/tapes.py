@@ -137,8 +137,8 @@ _aside = False  # what is computed is not taken down
 def once() -> Iterator[None]:
     """Inside, what a step looks at is not taken down: it is looked at when the step is recorded, not again.
 
-    That is for checks: of what is the same for all batches, or of what torch itself refuses, if later. Nothing
-    that is computed here is used outside.
+    That is for checks: of what is the same for all batches, or of what torch itself refuses, if later. What
+    is computed here is not used outside.
 
     Example:
         >>> import torch
