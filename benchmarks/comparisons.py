@@ -73,13 +73,14 @@ def _by(name: str, runner: str, place: str = "") -> Callable[[str], Program]:
 
 _pgce = _by("pgce", "pgce")
 _sb3, _sb3_numpy = _by("SB3", "sb3"), _by("SB3, NumPy environments", "sb3")
+_contrib = _by("SB3-Contrib", "sb3")
 _skrl, _skrl_numpy = _by("skrl", "skrl"), _by("skrl, NumPy environments", "skrl")
 _rejax, _sbx = _by("rejax", "rejax", "jax"), _by("SBX", "sb3", "sbx")
 _tianshou, _torchrl = _by("Tianshou", "tianshou"), _by("TorchRL", "torchrl")
 
 
-def _same(number: int, total: int) -> str:
-    return f"steps --num-envs {number} --total {total}"
+def _same(number: int, total: int, program: str = "steps") -> str:
+    return f"{program} --num-envs {number} --total {total}"
 
 
 def _robot(env_id: str) -> Case:
@@ -155,6 +156,21 @@ PARTS: dict[str, tuple[Case, ...]] = {
             "PPO, same numbers, 512 × 32 steps",
             ("steps/s", "steps/s once compiled"),
             (_pgce(_same(512, 300_000)), _rejax(_same(512, 300_000))),
+        ),
+    ),
+    "kinds": (
+        Case(
+            "PPO of Taxi-v4 with its action mask, 64 × 32 steps",
+            ("steps/s",),
+            (
+                _pgce(f"{_same(64, 81_920)} --env-id Taxi-v4"),
+                _contrib(f"{_same(64, 81_920, 'masked')} --env-id Taxi-v4"),
+            ),
+        ),
+        Case(
+            "PPO with an LSTM, 64 × 32 steps",
+            ("steps/s",),
+            (_pgce(f"{_same(64, 40_960)} --memory lstm"), _contrib(_same(64, 40_960, "remembering"))),
         ),
     ),
     "robots": (_robot("LunarLander-v3"), _robot("HalfCheetah-v5")),

@@ -50,7 +50,7 @@ ONE_THREAD = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 OWN = re.compile("random|pgce")  # shares of what is possible, and ways of pgce, are in the table only
-SUMMED_UP = ("ppo", "reinforce", "steps", "robots", "fit", "memory", "start")  # parts
+SUMMED_UP = ("ppo", "reinforce", "steps", "kinds", "robots", "fit", "memory", "start")  # parts
 # Parts that are programs of their own, which tell by themselves, and what makes them quick.
 APART = {
     "ranks": ("processes.py", "--steps 8192 --repeats 1"),

@@ -40,6 +40,7 @@ def same_numbers(given: Namespace) -> None:
     throughput(
         given, num_envs=given.num_envs, num_steps=SAME.steps, update_epochs=SAME.epochs,
         num_minibatches=SAME.minibatches, hidden_sizes=(SAME.hidden, SAME.hidden),
+        memory=given.memory, memory_size=SAME.hidden,
         learning_rate=SAME.rate, lr_schedule="constant", gamma=SAME.gamma, gae_lambda=SAME.gae_lambda,
         clip_coef=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm, norm_obs=False, norm_reward=False,
     )  # fmt: skip

@@ -80,7 +80,7 @@ class NumpyEnvs(VecEnv):
         return [False] * self.num_envs
 
 
-def solve(given: Namespace) -> None:
+def ppo(given: Namespace) -> None:
     """RL Baselines3 Zoo's settings for CartPole-v1."""
     model = PPO(
         "MlpPolicy", make_vec_env("CartPole-v1", 8, seed=given.seed), n_steps=32, batch_size=256, n_epochs=20,
@@ -98,13 +98,39 @@ def steps(given: Namespace) -> None:
         envs: VecEnv = NumpyEnvs(given.env_id, given.num_envs)
     else:
         envs = make_vec_env(given.env_id, given.num_envs, seed=given.seed)
-    model = PPO(
-        "MlpPolicy", envs, n_steps=SAME.steps, batch_size=given.num_envs * SAME.steps // SAME.minibatches,
+    learn(same_numbers(PPO, "MlpPolicy", envs, given), given.total)
+
+
+def masked(given: Namespace) -> None:
+    """Those of an environment that tells which actions are allowed, as Taxi does in its info."""
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.wrappers import ActionMasker
+
+    def mask(env: Any) -> Any:
+        return env.unwrapped.action_mask(env.unwrapped.s)
+
+    how = {"wrapper_class": ActionMasker, "wrapper_kwargs": {"action_mask_fn": mask}}
+    envs = make_vec_env(given.env_id, given.num_envs, seed=given.seed, **how)
+    learn(same_numbers(MaskablePPO, "MlpPolicy", envs, given), given.total)
+
+
+def remembering(given: Namespace) -> None:
+    """Those with an LSTM for the policy and one for the value."""
+    from sb3_contrib import RecurrentPPO
+
+    envs = make_vec_env(given.env_id, given.num_envs, seed=given.seed)
+    model = same_numbers(RecurrentPPO, "MlpLstmPolicy", envs, given, lstm_hidden_size=SAME.hidden)
+    learn(model, given.total)
+
+
+def same_numbers(kind: type[Any], policy: str, envs: Any, given: Namespace, **networks: Any) -> Any:
+    """An agent with them."""
+    return kind(
+        policy, envs, n_steps=SAME.steps, batch_size=given.num_envs * SAME.steps // SAME.minibatches,
         n_epochs=SAME.epochs, learning_rate=SAME.rate, gamma=SAME.gamma, gae_lambda=SAME.gae_lambda,
-        clip_range=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm, policy_kwargs=TWO,
+        clip_range=SAME.clip, vf_coef=SAME.value, max_grad_norm=SAME.norm, policy_kwargs={**TWO, **networks},
         seed=given.seed, device="cpu",
     )  # fmt: skip
-    learn(model, given.total)
 
 
 def robots(given: Namespace) -> None:
@@ -146,7 +172,5 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     given = arguments()
-    if given.what == "ppo":
-        solve(given)
-    else:
-        {"steps": steps, "robots": robots, "defaults": defaults}[given.what](given)
+    programs = ppo, steps, masked, remembering, robots, defaults
+    {program.__name__: program for program in programs}[given.what](given)

@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--env-id", default="CartPole-v1")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--vectorization", default="auto")
+    parser.add_argument("--memory", choices=["lstm"])
     parser.add_argument("--total", type=int, help="environment steps, at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long, where there are no such")
     parser.add_argument(
