@@ -490,7 +490,7 @@ class _Training:
         if self.steps - evaluation.steps >= self.agent.eval_freq:
             evaluation.number += 1
             if evaluation.number == 1:
-                self._hint()
+                self._hint(weighs=first.weight is not None)
             if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
                 with run.part("log"):
                     dashboards.batch(run.logger, self.steps, first, self.head)
@@ -505,10 +505,10 @@ class _Training:
             if solved:
                 self.stopped = "threshold"
 
-    def _hint(self) -> None:
-        """Tell what hardly lets it learn, if something does."""
+    def _hint(self, *, weighs: bool) -> None:
+        """Tell what hardly lets it learn, if something does. Returns matter where something `weighs`."""
         agent, returns = self.agent, {episode[0] for episode in self.recent}
-        if len(self.recent) > 1 and len(returns) == 1:
+        if weighs and len(self.recent) > 1 and len(returns) == 1:
             self.run.say(
                 hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
                 "More exploration (--ent-coef, --log-std-init) or a denser reward may"

@@ -258,7 +258,10 @@ def test_an_environment_that_cannot_be_filmed_is_refused(tmp_path):
 
 def test_a_reward_that_is_never_found_is_told(tmp_path, capsys):
     agent = pgce.agents.Reinforce(runs_dir=str(tmp_path), eval_freq=2_000, eval_episodes=1)
-    agent.train("MountainCar-v0", total_timesteps=4_096)
+    run = agent.train("MountainCar-v0", total_timesteps=4_096)
     assert "hint  all episodes so far returned -200" in capsys.readouterr().out
     agent.train("CartPole-v1", total_timesteps=4_096)
     assert "hint" not in capsys.readouterr().out
+    clone = pgce.agents.BC(expert=str(run.path), runs_dir=str(tmp_path), eval_freq=4_000, eval_episodes=1)
+    clone.train("MountainCar-v0", total_timesteps=5_000)
+    assert "hint" not in capsys.readouterr().out, "what an expert earns weighs nothing"
