@@ -344,7 +344,7 @@ class Laplace:
     event_dims: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
+        if not (isinstance(self.scale, (int, float)) and 0 < self.scale < math.inf):
             raise ValueError(f"scale is a positive finite number: scale is {self.scale!r}")
 
     def examples(self, logits: Tensor) -> torch.Size:

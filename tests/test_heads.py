@@ -194,6 +194,7 @@ def test_a_transform_is_for_training_only():
     ("call", "message"),
     [
         (lambda: Laplace(0.0), "scale is 0.0"),
+        (lambda: Laplace("learned"), "scale is 'learned'"),  # type: ignore[arg-type]  # as a Gaussian's may be
         (lambda: Poisson().check(torch.zeros(2), torch.tensor([0.0, -2.0])), "target holds -2"),
         (lambda: logit_adjusted(torch.zeros(2, 3), torch.ones(2)), r"3 classes: it has shape \(2,\)"),
         (lambda: logit_adjusted(torch.zeros(2), torch.tensor([1.0, 0.0])), "smallest 0"),
