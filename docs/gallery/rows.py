@@ -1,4 +1,4 @@
-"""Eight rows of PPO's first batch: the action y, the policy p, the weight w, the gradient w · (p − y)."""
+"""Eight rows of a batch of PPO's: the action y, the policy p, the weight w, the gradient w · (p − y)."""
 
 from pathlib import Path
 
