@@ -90,7 +90,8 @@ class PPO(Minibatched, ActorCriticAgent):
     norm_reward: bool = True
     """Scale rewards by the running standard deviation of their discounted sum."""
     log_std_init: float = -0.5
-    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds."""
+    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds; in units
+    of 1 where there are none, and before tanh."""
     clip_coef: float = 0.2
     """ε: the weight is 0 where ρ has left [1 − ε, 1 + ε] on the side it is pushed to."""
     dual_clip: float | None = None

@@ -2,8 +2,8 @@
 
     python agents/vtrace.py --env-id CartPole-v1
 
-The policy that acts is up to `policy_lag` rounds old, as if it ran in another process. ρ = π(a|s)/π_old(a|s)
-corrects both the values that the critic learns and the weight.
+The policy that acts is brought up to date every `policy_lag` rounds only, as if it ran in another process.
+ρ = π(a|s)/π_old(a|s) corrects both the values that the critic learns and the weight.
 
 Espeholt et al. (2018), IMPALA: scalable distributed deep-RL with importance weighted actor-learner
 architectures.

@@ -95,8 +95,8 @@ class MultiCategorical:
             target: class ids (..., C), integer; or dense values (..., ΣK), floating.
 
         Raises:
-            ValueError: a shape, type or device that does not fit, or (on CPU) a class id below 0 or beyond
-                the largest component (`check` holds each component to its own size).
+            ValueError: a shape, type or device that does not fit, or (on CPU) a class id outside 0..K_c − 1
+                of its component.
         """
         examples = self.examples(logits)
         _check_logits(logits, target)

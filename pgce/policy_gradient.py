@@ -66,7 +66,7 @@ class Agent(Learner):
     """
 
     env_id: Annotated[str, tyro.conf.arg(aliases=["--env"])] = "CartPole-v1"
-    """Gymnasium environment."""
+    """Gymnasium environment; of a command line its preset, if there is one, gives the other defaults."""
     env_kwargs: EnvKwargs = dataclasses.field(default_factory=dict)
     """Arguments that all environments are made with: max_episode_steps 500 is_slippery false, say."""
     total_timesteps: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 200_000
@@ -106,7 +106,8 @@ class Agent(Learner):
     std: Std = "learned"
     """σ of a Gaussian policy: learned, the same for all observations; given by the network; or fixed."""
     log_std_init: float = 0.0
-    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds."""
+    """Logarithm of a Gaussian policy's σ at the start, in half the distance of an action's bounds; in units
+    of 1 where there are none, and before tanh."""
     norm_adv: bool = True
     """Divide the weights by their standard deviation, once a rollout."""
     ent_coef: float = 0.0

@@ -94,8 +94,8 @@ class Actions(NamedTuple):
 
         Args:
             network: (B, ...) -> (B, size).
-            initial_log_scale: log σ at the start, in the action's unit; what the network adds to, where σ
-                depends on the input.
+            initial_log_scale: log σ at the start, counted as `actions` tells; what the network adds to, where
+                σ depends on the input.
             learned: whether the constants are parameters.
         """
         if self.logits_shape == (self.size,) and not any(self.scale):
