@@ -55,9 +55,8 @@ def learners() -> str:
         text += [settings(learner, but=shared)]
         if presets := getattr(learner, "PRESETS", {}):
             text += [
-                "Presets, which `pgce train` and the script take by themselves: "
-                + ", ".join(f"`{each}`" for each in presets)
-                + "."
+                "Presets, which `pgce train` and the script take by themselves, and in Python "
+                f"`{name}.preset(env_id)`: " + ", ".join(f"`{each}`" for each in presets) + "."
             ]
     text += ["## Settings of all agents", settings(Agent, but=Learner)]
     text += ["## Settings of all learners", settings(Learner)]
@@ -72,7 +71,7 @@ def settings(learner: type[Any], but: type[Any] | None = None) -> str:
     for field in fields(learner):
         default = _default(field)
         if known.get(field.name, MISSING) != default:
-            rows.append(f"| `{field.name}` | `{default}` | {' '.join(told[field.name].split())} |")
+            rows.append(_row(f"`{field.name}`", f"`{default}`", " ".join(told[field.name].split())))
     return "\n".join(rows) if len(rows) > 2 else ""
 
 
@@ -90,7 +89,7 @@ def documented(learner: type[Any]) -> dict[str, str]:
 
 def tags() -> str:
     """Every TensorBoard tag."""
-    rows = [f"| `{tag}` | {meaning} |" for tag, meaning in TAGS.items()]
+    rows = [_row(f"`{tag}`", meaning) for tag, meaning in TAGS.items()]
     head = [
         "# TensorBoard tags\n",
         "The x-axis is environment steps, or examples seen. Numbers lie in `metrics.jsonl` too, a JSON",
@@ -111,6 +110,11 @@ def references() -> dict[str, str]:
         name = "pgce.envs" if file.stem == "__init__" else f"pgce.envs.{file.stem}"
         found[f"reference/{name[5:]}.md"] = f"# {name}\n\n::: {name}\n"
     return found
+
+
+def _row(*cells: str) -> str:
+    """A row of a table, whose cells may hold what would end them."""
+    return " | ".join(["", *(cell.replace("|", r"\|") for cell in cells), ""]).strip()
 
 
 def _default(field: Any) -> Any:

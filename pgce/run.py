@@ -92,7 +92,7 @@ class Learner:
     checkpoint_every: float = 60.0
     """Seconds of training between checkpoints; 0 is after every round."""
     track: bool = True
-    """Write TensorBoard events."""
+    """Write TensorBoard events, metrics.jsonl and pictures."""
     profile: bool = False
     """Write a trace of three rounds by torch's profiler into the folder trace/."""
     quiet: bool = False

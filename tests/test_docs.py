@@ -90,6 +90,8 @@ def test_every_script_of_the_gallery_has_its_picture(docs):
 
 def test_pages_that_are_made_are_whole(made):
     assert all(f"`{tag}`" in made["tags.md"] for tag in TAGS)
+    rows = [line for page in made.values() for line in page.splitlines() if line.startswith("| `")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 4}
     for name in agents.__all__:
         assert f"\n## {name}\n" in made["learners.md"]
     assert "| `clip_coef` | `0.2` |" in made["learners.md"]
