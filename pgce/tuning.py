@@ -48,7 +48,7 @@ SPACE: dict[str, Search] = {
     "num_envs": (8, 16, 32, 64),
     "ent_coef": Between(1e-6, 0.1, log=True),
     "update_epochs": (1, 2, 4, 8, 16),
-    "num_minibatches": (1, 2, 4, 8, 16),
+    "num_minibatches": (1, 2, 4, 8, 16, 32),
     "clip_coef": (0.1, 0.2, 0.3),
     "norm_obs": (False, True),
 }

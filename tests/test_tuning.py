@@ -128,6 +128,9 @@ def test_the_space_is_of_settings():
         assert {"learning_rate", "gamma", "num_steps"} <= SPACE.keys() & kind.__dataclass_fields__.keys()
     assert SPACE.keys() <= PPO.__dataclass_fields__.keys()
     assert "update_epochs" not in Reinforce.__dataclass_fields__
+    for name, search in SPACE.items():  # around what PPO begins with; only ent_coef may be as good as off
+        low, high = search[:2] if isinstance(search, Between) else (min(search), max(search))
+        assert low <= getattr(PPO(), name) <= high or name == "ent_coef", name
 
 
 def test_what_a_flag_sets_is_not_searched_but_what_its_value_names_is(monkeypatch):
