@@ -57,7 +57,7 @@ class Reinforce(Agent):
         return self.baseline == "critic"
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
-        """The columns "return" and "advantage", once a rollout."""
+        """The columns "return" and, less the baseline, "advantage"; once a rollout."""
         discounted, valid, reward = pgce.returns.discounted, rollout.valid, rollout.reward
         ends = rollout.terminated, rollout.truncated, self.gamma
         if model.value is not None:

@@ -18,6 +18,7 @@ from pgce.checkpoint import load_model
 from pgce.envs import datasets
 from pgce.flags import from_config, home_of, nearest
 from pgce.networks import ActorCritic
+from pgce.policy_gradient import Agent
 from pgce.records import Record
 from pgce.rollout import Collector
 from pgce.saving import load
@@ -49,9 +50,9 @@ def name(of: str) -> str:
         module = import_module(f"pgce.agents.{found}")
         learner = getattr(module, learners[found])
         lines = [str(inspect.getdoc(module))]
-        if hasattr(learner, "weight"):
-            weight = inspect.getdoc(learner.weight) or inspect.getdoc(learner.prepare)
-            lines += ["", "target  the action", f"weight  {weight}"]
+        if issubclass(learner, Agent):
+            told = learner.prepare if learner.weight is Agent.weight else learner.weight
+            lines += ["", "target  the action", f"weight  {inspect.getdoc(told)}"]
         return "\n".join([*lines, "", f"file    agents/{found}.py"])
     rule = getattr(rules[found], found)
     signature = str(inspect.signature(rule)).replace("'", "")

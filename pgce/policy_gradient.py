@@ -410,7 +410,7 @@ class ActorCriticAgent(Agent):
                 raise ValueError("n_step replaces GAE(λ): schedules has gae_lambda, which is not read")
 
     def prepare(self, rollout: Rollout, model: ActorCritic) -> Batch:
-        """The columns "advantage", "return", "value" and "cross_entropy" (of the policy that acted)."""
+        """The columns "advantage", by GAE(λ) or n steps, "return", "value", and the actor's cross-entropy."""
         from pgce.returns import gae, n_step
 
         assert model.value is not None

@@ -1,5 +1,6 @@
 """The `pgce` command as users type it: what it prints, what it writes, what it says of a mistake."""
 
+import inspect
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pgce import explaining
 from pgce.agents import BC, GRPO, PPO, RLOO, Reinforce, Supervised
 from pgce.checkpoint import save_tensors
 from pgce.command import AGENTS, COMMANDS, main
+from pgce.policy_gradient import Agent
 from pgce.records import MAY_CHANGE, Record, groups, runs
 
 SHORT = {"quiet": True, "device": "cpu", "eval_episodes": 10, "stop_at_threshold": False}
@@ -332,7 +334,9 @@ def test_explains_images_that_are_cut_and_pasted(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [*AGENTS, "supervised", "focal", "smooth", "gae", "Categorical", "balanced"])
 def test_explains_names(name, capsys):
-    assert len(said(capsys, "explain", name).splitlines()) > 4
+    told = said(capsys, "explain", name)
+    assert len(told.splitlines()) > 4
+    assert inspect.getdoc(Agent.weight) not in told, "which is that of no learner in particular"
 
 
 def test_doctor_and_completion(capsys):
