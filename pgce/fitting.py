@@ -167,6 +167,7 @@ def fit(
     Raises:
         ValueError: data that don't fit each other, the model or the head, or a checkpoint of others; found
             before the first step.
+        TypeError: an option that torch's optimizer of that name does not take.
         FloatingPointError: loss or gradient stopped being finite; the model is as before that step.
 
     Example:
