@@ -299,7 +299,9 @@ class Collector:
         """The next T steps; of groups without a memory, fewer, once the first episode of each has ended.
 
         Raises:
-            EnvironmentFault: an environment gave an observation or reward that is not finite.
+            EnvironmentFault: an environment gave an observation or reward that is not finite, rewards or ends
+                that are not (N,), or by SAME_STEP no last observations.
+            ValueError: it gave an action mask that it had not from its reset on.
         """
         steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
@@ -598,6 +600,9 @@ class Player:
             observation: as the environment gives it.
             action_mask: which actions are allowed, where `info["action_mask"]` tells.
             greedy: take the most probable action.
+
+        Raises:
+            ValueError: the observation is not one of the environment's.
         """
         action, self._state = self._collector.act(observation, action_mask, greedy=greedy, state=self._state)
         return action
