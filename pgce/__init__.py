@@ -1,7 +1,6 @@
 """Classifiers and reinforcement-learning agents from one objective: mean(w · H(y, p)).
 
-A classifier is a rule for the targets y and weights w; a policy-gradient agent is a rule for w alone. Names
-are imported at first use, so that `import pgce` costs no time.
+A classifier is a rule for the targets y and weights w; a policy-gradient agent is a rule for w alone.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Imported at first use, so that `import pgce` costs no time.
 _NAMES = {
     "objective": ("linear_cross_entropy", "weighted_cross_entropy"),
     "trainer": ("Batch", "Term", "Trainer", "train"),

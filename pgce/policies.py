@@ -82,7 +82,7 @@ def actor_critic(
     Example:
         >>> import pgce, torch
         >>> from pgce.policies import actor_critic
-        >>> model = actor_critic(pgce.agents.PPO(norm_obs=True), pgce.envs.make("CartPole-v1", 2))
+        >>> model = actor_critic(pgce.agents.PPO(), pgce.envs.make("CartPole-v1", 2))
         >>> {name: output.shape for name, output in model(torch.zeros(8, 4)).items()}
         {'policy': torch.Size([8, 2]), 'value': torch.Size([8])}
     """

@@ -179,7 +179,7 @@ def actions(space: gym.Space[Any], continuous: Continuous = "gaussian", std: Std
       the bounds only for the environment. Its mean begins midway between two bounds and is counted, as is σ,
       in half their distance; without bounds, from 0 in units of 1. "tanh" and "beta" need bounds and stay
       inside them: a Gaussian through tanh, and a Beta whose two parameters both come from the network. The σ
-      of a Gaussian is a constant, unless `std` is "state": then it comes from the network.
+      of a Gaussian is a constant, unless `std` is "state": then log σ, −5 to 2, comes from the network.
     - integer Box: a MultiCategorical, where every component is bounded and has at most 256 values.
     - Dict and Tuple of these, also nested: a Joint head, its parts in the space's own order.
 
