@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 
+SMALLEST = 7
+"""Pixels in height and in width that convolutions need."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -541,8 +543,9 @@ def _flattened(
     layers: list[nn.Module], image: tuple[int, int, int], width: int, gain: float | None
 ) -> tuple[nn.Sequential, int]:
     """Convolutions, and a layer over all that comes out of them."""
-    if min(image[1:]) < 7:
-        raise ValueError(f"a convolutional network needs 7 × 7 pixels or more: the image is {image}")
+    if min(image[1:]) < SMALLEST:
+        told = f"needs {SMALLEST} × {SMALLEST} pixels or more: the image is {image}"
+        raise ValueError(f"a convolutional network {told}")
     convolutions = nn.Sequential(*layers, nn.Flatten())
     with torch.no_grad():
         features = convolutions(torch.zeros(1, *image)).shape[1]

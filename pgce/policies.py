@@ -13,6 +13,7 @@ from torch import nn
 
 from pgce.choices import Network, check_type
 from pgce.networks import (
+    SMALLEST,
     ActorCritic,
     Columns,
     Convolutional,
@@ -136,7 +137,8 @@ def actor_critic(
 def _body(agent: Settings, space: Any, seen: Observations) -> tuple[nn.Module, int]:
     """All layers but the last, features (B, D) -> (B, width), and that width."""
     hidden: Sequence[int] = agent.hidden_sizes
-    if seen.image is not None:
+    small = agent.network == "auto" and seen.image is not None and min(seen.image[1:]) < SMALLEST
+    if seen.image is not None and not small:
         network, width = (impala if agent.network == "impala" else nature)(seen.image)
         if not seen.vector:
             return Convolutional(network, seen.image), width

@@ -95,8 +95,8 @@ class Agent(Learner):
     continuous: Continuous = "gaussian"
     """Distribution of the actions of a Box space: a clipped Gaussian, one squashed by tanh, or Beta."""
     network: Network = "auto"
-    """A perceptron, or for images the deep Q-network's; IMPALA's, of images; a transformer, of tokens, with a
-    layer for each of `hidden_sizes`, which are then all alike."""
+    """A perceptron, or for images of 7 × 7 pixels and more the deep Q-network's; IMPALA's, of images; a
+    transformer, of tokens, with a layer for each of `hidden_sizes`, which are then all alike."""
     shared_torso: bool = False
     """Let policy and value share all layers but their last."""
     memory: Memory | None = None

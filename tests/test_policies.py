@@ -51,6 +51,10 @@ OBSERVATIONS = {
         Dict(x=Tuple((Discrete(2), Dict(y=MultiDiscrete([2, 2]))))),
         lambda a, b: {"x": (a, {"y": np.array([b, 0])})},
     ),
+    "few pixels": (
+        Dict(eye=Box(0, 255, (5, 5, 1), np.uint8), b=Discrete(2)),
+        lambda a, b: {"eye": picture(a)[:5, 2:7], "b": b},
+    ),
     "image": (Box(0, 255, (8, 8, 2), np.uint8), lambda a, b: np.concatenate((picture(a), picture(b)), 2)),
     "image and vector": (Dict(eye=PIXELS, b=Discrete(2)), lambda a, b: {"eye": picture(a), "b": b}),
 }
