@@ -276,8 +276,12 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(x − mean)/std, clipped, in the shape of x (B, D)."""
-        scaled = (x - self.mean) * torch.rsqrt(self.variance + 1e-8)
-        return scaled.clamp(-self.limit, self.limit)
+        return self.scaled(x - self.mean)
+
+    def scaled(self, difference: Tensor) -> Tensor:
+        """difference/std, clipped, (B, D); 0 stays 0 also where nothing ever differed."""
+        least = torch.finfo(self.variance.dtype).tiny
+        return (difference * torch.rsqrt(self.variance.clamp(min=least))).clamp(-self.limit, self.limit)
 
 
 class RewardScale(nn.Module):
@@ -304,8 +308,7 @@ class RewardScale(nn.Module):
     def __init__(self, num_envs: int, gamma: float, limit: float = 10.0) -> None:
         super().__init__()
         self.gamma = gamma
-        self.limit = limit
-        self.statistics = Normalize(1)
+        self.statistics = Normalize(1, limit)
         self.register_buffer("running", torch.zeros(num_envs), persistent=False)
 
     def forward(self, reward: Tensor, done: Tensor, valid: Tensor) -> Tensor:
@@ -320,8 +323,7 @@ class RewardScale(nn.Module):
             running = running * ~done[t]
         self.running.copy_(running)
         self.statistics.update(sums[valid].unsqueeze(1))
-        scaled = reward * torch.rsqrt(self.statistics.variance + 1e-8)
-        return scaled.clamp(-self.limit, self.limit)
+        return self.statistics.scaled(reward)
 
 
 @contextmanager

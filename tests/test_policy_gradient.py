@@ -82,6 +82,23 @@ def test_a_feature_whose_variance_float32_does_not_hold_stays_finite():
     assert normalize(torch.tensor([[1.0], [largest]])).tolist() == [[-10], [10]]
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6])
+def test_features_and_rewards_of_any_size_are_brought_to_1(size):
+    seen = size * torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    normalize, scale, no = Normalize(1), RewardScale(1, gamma=0.0), torch.zeros(300, 1, dtype=torch.bool)
+    normalize.update(seen)
+    assert normalize(seen).std().item() == pytest.approx(1, rel=0.01)
+    assert scale(seen, no, ~no).std().item() == pytest.approx(1, rel=0.01)
+    assert not scale(torch.zeros(5, 1), no[:5], ~no[:5]).any()
+
+
+def test_a_feature_that_never_differed_is_0_until_it_does():
+    normalize = Normalize(1)
+    for _ in range(3):
+        normalize.update(torch.full((7, 1), 0.1))
+    assert normalize(torch.tensor([[0.1], [0.2], [-1e38]])).tolist() == [[0], [10], [-10]]
+
+
 def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
     """Across rollouts, with sums cut at episodes' ends and rows that are no transition left out."""
     g = torch.Generator().manual_seed(0)
