@@ -508,6 +508,12 @@ class _Training:
     def _hint(self, *, weighs: bool) -> None:
         """Tell what hardly lets it learn, if something does. Returns matter where something `weighs`."""
         agent, returns = self.agent, {episode[0] for episode in self.recent}
+        greatest = max(map(abs, returns), default=0.0)
+        if agent.critic and not agent.norm_reward and greatest and not _NEAR[0] <= greatest <= _NEAR[1]:
+            self.run.say(
+                hint=f"episodes return up to ±{greatest:g}: a critic is sooner right on rewards near 1, "
+                "which --norm-reward makes of them"
+            )
         if weighs and len(self.recent) > 1 and len(returns) == 1:
             self.run.say(
                 hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
@@ -600,6 +606,7 @@ def _own(values: Any) -> dict[str, float]:
 
 
 _SMALL = 100_000  # parameters of a network that a GPU hardly helps
+_NEAR = 0.1, 1e5  # what episodes return of which a critic learns rewards as they are
 _KEPT = 500
 """Rounds of which each is written; of twice as many every second, and so on."""
 

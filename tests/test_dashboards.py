@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import sys
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -265,3 +267,23 @@ def test_a_reward_that_is_never_found_is_told(tmp_path, capsys):
     clone = pgce.agents.BC(expert=str(run.path), runs_dir=str(tmp_path), eval_freq=4_000, eval_episodes=1)
     clone.train("MountainCar-v0", total_timesteps=5_000)
     assert "hint" not in capsys.readouterr().out, "what an expert earns weighs nothing"
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "told"),
+    [
+        (1e5, {}, True),
+        (1e-4, {}, True),
+        (1.0, {}, False),
+        (1e5, {"norm_reward": True}, False),
+    ],
+)
+def test_rewards_that_a_critic_hardly_learns_are_told(size, settings, told, tmp_path, capsys):
+    pays = partial(gym.wrappers.TransformReward, func=lambda reward: size * reward)
+    gym.register("Sized-v0", entry_point=lambda: pays(gym.make("CartPole-v1")))
+    try:
+        agent = pgce.agents.A2C(runs_dir=str(tmp_path), eval_freq=500, eval_episodes=1, **settings)
+        agent.train("Sized-v0", total_timesteps=1_024)
+    finally:
+        del gym.registry["Sized-v0"]
+    assert ("which --norm-reward makes of them" in capsys.readouterr().out) == told
