@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgce import processes
+from pgce import memories, processes
 from pgce.choices import Activation, Memory, check_type, check_types
 from pgce.perceptrons import Perceptron
 
@@ -631,33 +631,13 @@ class Recurrent(nn.Module):
             first: (B, L), bool: an episode begins with this step, and nothing before it is remembered.
             state: (B, S), before the first step.
         """
-        encoded, lstm = self.encoder(x.flatten(0, 1)), isinstance(self.cell, nn.LSTMCell)
+        cell, encoded = self.cell, self.encoder(x.flatten(0, 1))
         # What the inputs give to the gates, of all steps at once.
-        given = F.linear(encoded, self.cell.weight_ih, self.cell.bias_ih).unflatten(0, first.shape)
-        parts = (given,) if lstm else given.split((2 * self.cell.hidden_size, self.cell.hidden_size), -1)
-        after = self._lstm if lstm else self._gru
+        given = F.linear(encoded, cell.weight_ih, cell.bias_ih).unflatten(0, first.shape)
+        kind = memories.LSTM if isinstance(cell, nn.LSTMCell) else memories.GRU
         kept = (~first).to(state.dtype).unsqueeze(-1)
-        states: list[Tensor] = []
-        for keeps, *inputs in zip(kept.unbind(1), *(part.unbind(1) for part in parts), strict=True):
-            state = after(state * keeps, *inputs)
-            states.append(state)
-        every = torch.stack(states, 1)
-        return every[..., : self.cell.hidden_size], every
-
-    def _gru(self, state: Tensor, gates: Tensor, candidate: Tensor) -> Tensor:
-        """The state after a step, (B, S), of that before it and of what the inputs give."""
-        size = self.cell.hidden_size
-        own, new = F.linear(state, self.cell.weight_hh, self.cell.bias_hh).split((2 * size, size), -1)
-        reset, update = (gates + own).sigmoid().chunk(2, -1)
-        return torch.addcmul(candidate, reset, new).tanh().lerp(state, update)
-
-    def _lstm(self, state: Tensor, given: Tensor) -> Tensor:
-        size, (hidden, cell) = self.cell.hidden_size, state.chunk(2, -1)
-        given = given + F.linear(hidden, self.cell.weight_hh, self.cell.bias_hh)
-        gates, new, output = given.split((2 * size, size, size), -1)
-        add, keep = gates.sigmoid().chunk(2, -1)
-        cell = torch.addcmul(keep * cell, add, new.tanh())
-        return torch.cat((output.sigmoid() * cell.tanh(), cell), -1)
+        every = memories.scan(kind, given, kept, state, cell.weight_hh, cell.bias_hh)
+        return every[..., : cell.hidden_size], every
 
 
 class Torso(nn.Module):
