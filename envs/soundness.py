@@ -99,10 +99,13 @@ def sound_batch(
     low, high = limits(space)
     if low is not None:
         return batch if ((low <= batch) & (batch <= high)).all() else None
-    if batch.dtype.kind == "f":
-        fine = np.isfinite(batch) if batch.itemsize <= 4 else np.abs(batch) <= _LARGEST
-        return batch if fine.all() else None
-    return batch
+    return batch if batch.dtype.kind != "f" or _finite(batch).all() else None
+
+
+def _finite(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of the floating numbers are finite in float32."""
+    fine: NDArray[np.bool_] = np.isfinite(array) if array.itemsize <= 4 else np.abs(array) <= _LARGEST
+    return fine
 
 
 def _observation_fault(space: Space[Any], value: Any, name: str) -> str | None:
@@ -125,7 +128,7 @@ def _observation_fault(space: Space[Any], value: Any, name: str) -> str | None:
 
 def _array_fault(space: Any, value: Any, name: str) -> str | None:
     usual = type(value) is np.ndarray and value.dtype == space.dtype and value.shape == space.shape
-    usual = usual and value.dtype.kind == "f" and value.ndim == 1 and value.size > 0
+    usual = usual and value.dtype.char in "fd" and value.ndim == 1 and value.size > 0
     if usual and np.maximum.reduce(np.abs(value)) <= _LARGEST:
         return None
     scalar = space.shape == () and type(value) in _NUMBERS
@@ -138,8 +141,8 @@ def _array_fault(space: Any, value: Any, name: str) -> str | None:
     dtype = np.dtype(np.int8) if type(value) is int else array.dtype
     if not (python and dtype.kind == "i") and not np.can_cast(dtype, space.dtype, "same_kind"):
         return f"{name} of {dtype}: {space.dtype} is expected"
-    if array.dtype.kind == "f" and not (np.abs(array) <= _LARGEST).all():
-        bad = array[~(np.abs(array) <= _LARGEST)].flat[0]
+    if array.dtype.kind == "f" and not (fine := _finite(array)).all():
+        bad = array[~fine].flat[0]
         return f"{name} that is not finite in float32: it has {bad}"
     low, high = limits(space)
     if low is None and array.dtype != space.dtype and space.dtype.kind in "iu":

@@ -29,6 +29,9 @@ def test_parts_are_looked_at():
     assert "out of range" in str(step_fault(spaces.Box(0, 9, (1,), np.int32), np.array([2**40])))
     assert step_fault(spaces.Box(-1, 1, ()), 0.5) is None
     assert step_fault(spaces.Box(-1, 1, (1,)), np.array([1])) is None, "integers are good floats"
+    half = spaces.Box(-1, 1, (2,), np.float16)
+    assert step_fault(half, np.array([0.5, 65504], np.float16)) is None
+    assert "not finite in float32: it has inf" in str(step_fault(half, np.array([0.5, np.inf], np.float16)))
     assert "one of Text" in str(step_fault(spaces.Text(3), 5))
 
 
