@@ -228,6 +228,9 @@ class Scaled(nn.Module):
         return torch.addcmul(self.shift, self.unit, self.network(x))
 
 
+_ROUNDING = 1e-6  # of a number, so much is no difference
+
+
 class Normalize(nn.Module):
     """Observations with mean 0 and standard deviation 1, by statistics that are saved with the policy.
 
@@ -271,6 +274,7 @@ class Normalize(nn.Module):
         if self.count == 0:
             spread = variance
         self.mean += (share * change).to(self.mean.dtype)
+        spread = torch.maximum(spread, (_ROUNDING * self.mean.double()).square())
         self.variance.copy_(spread.clamp(max=torch.finfo(self.variance.dtype).max))
         self.count.copy_(total)
 
@@ -280,8 +284,8 @@ class Normalize(nn.Module):
 
     def scaled(self, difference: Tensor) -> Tensor:
         """difference/std, clipped, (B, D); 0 stays 0 also where nothing ever differed."""
-        least = torch.finfo(self.variance.dtype).tiny
-        return (difference * torch.rsqrt(self.variance.clamp(min=least))).clamp(-self.limit, self.limit)
+        spare = (1e-3 * self.variance).clamp(torch.finfo(self.variance.dtype).tiny, 1e-8)
+        return (difference * torch.rsqrt(self.variance + spare)).clamp(-self.limit, self.limit)
 
 
 class RewardScale(nn.Module):

@@ -99,6 +99,14 @@ def test_a_feature_that_never_differed_is_0_until_it_does():
     assert normalize(torch.tensor([[0.1], [0.2], [-1e38]])).tolist() == [[0], [10], [-10]]
 
 
+def test_what_differs_by_rounding_alone_is_no_signal():
+    normalize, angle = Normalize(1), torch.linspace(0, 6, 1_000)
+    ones = (angle.sin().square() + angle.cos().square()).unsqueeze(1)
+    assert len(ones.unique()) > 1
+    normalize.update(ones)
+    assert normalize(ones).abs().max() < 0.2
+
+
 def test_rewards_are_scaled_by_the_spread_of_their_discounted_sum():
     """Across rollouts, with sums cut at episodes' ends and rows that are no transition left out."""
     g = torch.Generator().manual_seed(0)
