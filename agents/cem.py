@@ -43,7 +43,7 @@ class CEM(Minibatched):
     learning_rate: float = 1e-2
     """Step size."""
     elite: float = 0.3
-    """Share of the episodes, the best, that are imitated."""
+    """Share of the episodes, the best, that are imitated; not the worst, however many they are."""
     num_minibatches: int = 1
     """Steps a pass."""
 
@@ -62,7 +62,10 @@ class CEM(Minibatched):
         everyones = [each for part in processes.everyones(total.tolist()) for each in part]
         if not everyones:
             return rollout.batch({"advantage": rollout.reward})  # of which no row counts
-        elite = total >= total.new_tensor(everyones).quantile(1 - self.elite)
+        every = total.new_tensor(everyones)
+        bar = every.quantile(1 - self.elite)
+        # Where a reward is seldom found, most did worst: they are no elite.
+        elite = total > bar if bar == every.min() < every.max() else total >= bar
         return rollout.batch({"advantage": rollout.spread(elite.to(total.dtype))})
 
 

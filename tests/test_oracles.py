@@ -362,6 +362,15 @@ def test_episodes_and_their_rank(name):
     assert_equal(ours, gradients(model, loss / rows))
 
 
+def test_the_worst_episodes_are_no_elite_however_many_they_are():
+    rollout = fake_rollout(Categorical())
+    returns = np.zeros(len(rollout.episode_return))
+    returns[2] = 1
+    rollout = dataclasses.replace(rollout, episode_return=returns)
+    weight = CEM(elite=0.4).prepare(rollout, None)["advantage"]
+    assert torch.equal(weight, (rollout.episode == 2).flatten().float())
+
+
 def test_a_reward_that_never_changes_teaches_nothing():
     """With −1 a step and no end, every return completed by the mean is the same: weights are 0, not noise."""
     rollout = fake_rollout(Categorical(), steps=256, n=8)
