@@ -395,8 +395,11 @@ def _print(table: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _completion(words: Sequence[str]) -> None:
+def _completion(words: list[str]) -> None:
     """Print the script that bash sources, or zsh after bashcompinit: commands, agents and all their flags."""
+    if words in (["-h"], ["--help"]):
+        print("usage: pgce completion {bash,zsh}\n\n" + str(_completion.__doc__))
+        return
     nearest(words[0] if words else "", ["bash", "zsh"], "a shell")
     cases = {
         "": [*COMMANDS, "completion"],

@@ -190,6 +190,8 @@ class Agent(Learner):
         self.check_env_kwargs()
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma lies in [0, 1]: gamma is {self.gamma}")
+        if not abs(self.log_std_init) <= 20:
+            raise ValueError(f"log_std_init lies in [-20, 20]: it is {self.log_std_init}")
         if self.vf_coef < 0:
             raise ValueError(f"vf_coef is at least 0: it is {self.vf_coef}")
         if self.schedules:
@@ -207,8 +209,6 @@ class Agent(Learner):
     def _check_schedules(self) -> None:
         """Refuse what cannot fall, and what would fall out of its range."""
         fixed = {field.name for field in dataclasses.fields(Learner)} | self.READ_ONCE
-        if self.norm_reward:
-            fixed.add("gamma")  # whose rewards' scale is of all the run
         can = [
             field.name
             for field in dataclasses.fields(self)
@@ -218,6 +218,8 @@ class Agent(Learner):
             check_type(f"the schedule of {name}", schedule, Schedule)
             if name == "learning_rate":
                 raise ValueError("the schedule of learning_rate is lr_schedule: schedules has it")
+            if name == "gamma" and self.norm_reward:
+                raise ValueError("where norm_reward scales by discounted sums gamma stays: schedules has it")
             if name not in can:
                 raise ValueError(f"what can fall over the run is {', '.join(can)}: it is {name!r}")
             if not getattr(self, name):

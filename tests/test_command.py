@@ -341,6 +341,7 @@ def test_explains_names(name, capsys):
 
 def test_doctor_and_completion(capsys):
     assert "torch" in said(capsys, "doctor")
+    assert "{bash,zsh}" in said(capsys, "completion", "--help")
     script = said(capsys, "completion", "bash")
     ask = "COMP_WORDS=(pgce train ppo --clip); COMP_CWORD=3; _pgce; echo ${COMPREPLY[*]}"
     found = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)

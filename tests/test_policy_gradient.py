@@ -571,7 +571,8 @@ def test_settings_at_the_ends_of_their_ranges_are_taken(kind, settings):
         (PPO, {"schedules": {"clip_vloss": "linear"}}, "it is 'clip_vloss'"),
         (A2C, {"schedules": {"clip_coef": "linear"}}, "it is 'clip_coef'"),
         (PPO, {"schedules": {"clip_coef": "step"}}, "the schedule of clip_coef is one of .* it is 'step'"),
-        (PPO, {"schedules": {"gamma": "linear"}, "norm_reward": True}, "it is 'gamma'"),
+        (PPO, {"schedules": {"gamma": "linear"}, "norm_reward": True}, "gamma stays: schedules has it"),
+        (PPO, {"log_std_init": math.inf}, r"log_std_init lies in \[-20, 20\]: it is inf"),
         (PPO, {"schedules": {"target_kl": "linear"}}, "target_kl is None"),
         (PPO, {"schedules": {"ent_coef": "linear"}}, "ent_coef is 0.0"),
         (
