@@ -514,6 +514,12 @@ class _Training:
                 hint=f"episodes return up to ±{greatest:g}: a critic is sooner right on rewards near 1, "
                 "which --norm-reward makes of them"
             )
+        largest = self.kept[-1].observation.abs().max().item() if self.kept else 0.0
+        if not agent.norm_obs and agent.network != "transformer" and largest > _LARGE:
+            self.run.say(
+                hint=f"observations hold numbers up to ±{largest:g}: a network learns sooner from features "
+                "near 1, as --norm-obs makes them"
+            )
         if weighs and len(self.recent) > 1 and len(returns) == 1:
             self.run.say(
                 hint=f"all episodes so far returned {returns.pop():g}: nothing says what is better. "
@@ -606,6 +612,7 @@ def _own(values: Any) -> dict[str, float]:
 
 
 _SMALL = 100_000  # parameters of a network that a GPU hardly helps
+_LARGE = 100  # a feature by which a network is saturated
 _NEAR = 0.1, 1e5  # what episodes return of which a critic learns rewards as they are
 _KEPT = 500
 """Rounds of which each is written; of twice as many every second, and so on."""

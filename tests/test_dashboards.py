@@ -269,21 +269,31 @@ def test_a_reward_that_is_never_found_is_told(tmp_path, capsys):
     assert "hint" not in capsys.readouterr().out, "what an expert earns weighs nothing"
 
 
+WRAPPERS = {
+    "reward": (gym.wrappers.TransformReward, {}),
+    "obs": (gym.wrappers.TransformObservation, {"observation_space": gym.spaces.Box(-np.inf, np.inf, (4,))}),
+}
+
+
 @pytest.mark.parametrize(
-    ("size", "settings", "told"),
+    ("part", "size", "settings", "told"),
     [
-        (1e5, {}, True),
-        (1e-4, {}, True),
-        (1.0, {}, False),
-        (1e5, {"norm_reward": True}, False),
+        ("reward", 1e5, {}, True),
+        ("reward", 1e-4, {}, True),
+        ("reward", 1.0, {}, False),
+        ("reward", 1e5, {"norm_reward": True}, False),
+        ("obs", 1e3, {}, True),
+        ("obs", 1e3, {"norm_obs": True}, False),
     ],
 )
-def test_rewards_that_a_critic_hardly_learns_are_told(size, settings, told, tmp_path, capsys):
-    pays = partial(gym.wrappers.TransformReward, func=lambda reward: size * reward)
-    gym.register("Sized-v0", entry_point=lambda: pays(gym.make("CartPole-v1")))
+def test_sizes_from_which_hardly_anything_is_learned_are_told(part, size, settings, told, tmp_path, capsys):
+    wrapper, more = WRAPPERS[part]
+    sized = partial(wrapper, func=lambda value: np.float32(size * value), **more)
+    gym.register("Sized-v0", entry_point=lambda: sized(gym.make("CartPole-v1")))
     try:
         agent = pgce.agents.A2C(runs_dir=str(tmp_path), eval_freq=500, eval_episodes=1, **settings)
         agent.train("Sized-v0", total_timesteps=1_024)
     finally:
         del gym.registry["Sized-v0"]
-    assert ("which --norm-reward makes of them" in capsys.readouterr().out) == told
+    said = capsys.readouterr().out
+    assert (f"--norm-{part} makes" in said) == ("hint" in said) == told
