@@ -223,6 +223,24 @@ def test_every_rule_is_replayed(settings, monkeypatch):
         assert torch.equal(mine, other)
 
 
+def test_a_label_that_cannot_be_is_told_of_a_recorded_step_too():
+    """Labels are looked at when the step is recorded: later torch refuses them, and then they are again."""
+
+    def smoothed(logits, batch):
+        return pgce.targets.smooth(pgce.targets.one_hot(batch["action"], 3), 0.1)
+
+    smoothed.recordable = True
+    network = mlp(4, 3)
+    trainer = Trainer(
+        network, {"label": Term(heads.Categorical(), smoothed)}, Optimizer(network.parameters())
+    )
+    good = batches([16])[0]
+    trainer.step(good)
+    assert trainer._recorder._recordings
+    with pytest.raises(ValueError, match=r"labels lie in 0\.\.2: label holds values from 1 to 3"):
+        trainer.step(Batch(good.input, {**good.columns, "action": 1 + good["action"]}))
+
+
 def test_rows_are_gathered_where_they_are_read():
     """What a recorded step takes of a batch by number is what anyone else finds there."""
     (whole,) = batches([64])
