@@ -75,15 +75,24 @@ class LSTM:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kind: type[GRU | LSTM], x: Tensor, kept: Tensor, state: Tensor, weight: Tensor, bias: Tensor
+        ctx: Any,
+        kind: type[GRU | LSTM],
+        learns: bool,
+        x: Tensor,
+        kept: Tensor,
+        state: Tensor,
+        weight: Tensor,
+        bias: Tensor,
     ) -> Tensor:
         ctx.kind, ctx.steps, before, states = kind, [], [], []
         for inputs, keeps in zip(x.unbind(1), kept.unbind(1), strict=True):
             state = state * keeps
-            before.append(state[:, : weight.shape[1]])
-            state, step = kind.step(inputs, state, torch.addmm(bias, before[-1], weight.t()))
+            hidden = state[:, : weight.shape[1]]
+            state, step = kind.step(inputs, state, torch.addmm(bias, hidden, weight.t()))
             states.append(state)
-            ctx.steps.append(step)
+            if learns:
+                before.append(hidden)
+                ctx.steps.append(step)
         ctx.save_for_backward(kept, weight, *before)
         return torch.stack(states, 1)
 
@@ -99,7 +108,8 @@ class _Scan(torch.autograd.Function):
             on_x.append(x)
             on_hidden.append(hidden)
         every = torch.cat(on_hidden[::-1])
-        return None, torch.stack(on_x[::-1], 1), None, last, every.t() @ torch.cat(before), every.sum(0)
+        weights = every.t() @ torch.cat(before), every.sum(0)
+        return None, None, torch.stack(on_x[::-1], 1), None, last, *weights
 
 
 def scan(
@@ -127,5 +137,6 @@ def scan(
         translation; Hochreiter and Schmidhuber (1997), Long short-term memory.
     """
     with torch.autocast(x.device.type, enabled=False):  # what is carried on keeps all its digits
-        every: Tensor = _Scan.apply(kind, x.to(state), kept, state, weight, bias)  # type: ignore[no-untyped-call]
+        how = kind, torch.is_grad_enabled()  # without gradients nothing is kept for them
+        every: Tensor = _Scan.apply(*how, x.to(state), kept, state, weight, bias)  # type: ignore[no-untyped-call]
     return every
