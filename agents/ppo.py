@@ -33,7 +33,7 @@ _TOKENS = {"total_timesteps": 500_000, "num_envs": 256, "num_steps": 9, "learnin
            "ent_coef": 0.02, "network": "transformer", "hidden_sizes": (32,), "eval_episodes": 1_000, **_FEW}
 PRESETS: dict[str, dict[str, Any]] = {
     "CartPole-v1": {"total_timesteps": 150_000, "num_envs": 64, "num_steps": 32, "learning_rate": 3e-3,
-                    "gamma": 0.98, "gae_lambda": 0.9, "norm_reward": False, **_FEW},
+                    "gamma": 0.995, **_FEW},
     "Acrobot-v1": {"total_timesteps": 500_000, "num_steps": 256, "learning_rate": 2e-3, "gamma": 0.995,
                    "gae_lambda": 0.94, "norm_reward": False, **_FEW},
     "MountainCar-v0": {"total_timesteps": 1_000_000, "num_steps": 64, "learning_rate": 1e-3,

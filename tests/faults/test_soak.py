@@ -96,12 +96,14 @@ def test_soak(tmp_path, fault_seed):
             sent = {"terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(fault, signal.SIGKILL)
             os.killpg(child.pid, sent)
             child.join(20)
-            allowed = codes.get(fault, set()) | {-9} if sent == signal.SIGKILL else codes[fault]
+            allowed = codes[fault] | {-9} if sent == signal.SIGKILL else codes[fault]
         else:
-            allowed = {0} | codes[fault]
+            allowed = codes[fault]
         code = child.exitcode
         child.close()
-        assert code in allowed, fault
+        # a signal may meet a run that has just ended
+        ended = (tmp_path / "parts" / "it" / "result.json").exists()
+        assert code in allowed | ({0} if ended else set()), fault
         happened.append(fault)
         if code == 0:
             break
