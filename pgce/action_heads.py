@@ -17,23 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.heads import (
-    Categorical,
-    PolicyHead,
-    _check_logits,
-    _of_ids,
-    _of_rows,
-    _p_and_p_log_p,
-    _room,
-    _widened,
-)
+from pgce.heads import _LOG_2PI, Categorical, PolicyHead, _check_logits, _room, _widened
+from pgce.softmax import cross_entropy_of_ids, cross_entropy_of_rows, p_and_p_log_p
 
 __all__ = ["Beta", "Joint", "MultiCategorical", "SquashedGaussian"]
 
 Bound = float | tuple[float, ...]
 """One number for all components, or one each."""
 
-_LOG_2PI = math.log(2 * math.pi)
 # E f(ε) for ε ~ N(0, 1) as Σ w f(node), by the trapezoid rule: for a smooth f it converges as fast as
 # Gauss–Hermite does, and its even spacing stands a steep tanh (a large σ) far better.
 _NODES = torch.linspace(-6, 6, 65, dtype=torch.float64)
@@ -106,10 +97,10 @@ class MultiCategorical:
             if target.dtype == torch.bool:
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
             parts = target.split([block.shape[-2] for block in blocks], -1)
-            return _added(_of_ids(block, part).sum(-1) for block, part in zip(blocks, parts, strict=True))
+            return _added(each.sum(-1) for each in map(cross_entropy_of_ids, blocks, parts))
         if target.shape == logits.shape and target.is_floating_point():
             rows = self._blocks(target.to(blocks[0].dtype))
-            return _added(_of_rows(block, row).sum(-1) for block, row in zip(blocks, rows, strict=True))
+            return _added(each.sum(-1) for each in map(cross_entropy_of_rows, blocks, rows))
         raise ValueError(
             f"a target is integer class ids of shape {ids} or floating rows of shape {tuple(logits.shape)}: "
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}"
@@ -131,7 +122,7 @@ class MultiCategorical:
     def entropy(self, logits: Tensor) -> Tensor:
         """Σ_c H(p_c) in nats, shape (...); forbidden classes count 0."""
         blocks = self._blocks(_widened(logits))
-        return _added(-_p_and_p_log_p(block)[1].sum((-2, -1)) for block in blocks)
+        return _added(-p_and_p_log_p(block)[1].sum((-2, -1)) for block in blocks)
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """p ∘ (log p + H_c), shape (..., ΣK): signed, and its cross-entropy has the gradient of H."""

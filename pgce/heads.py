@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgce.perceptrons import is_plain
+from pgce.softmax import class_id_error, cross_entropy_of_ids, cross_entropy_of_rows, p_and_p_log_p
 from pgce.tapes import once
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _LOG_2PI = math.log(2 * math.pi)
-_EACH: Any = {"reduction": "none", "ignore_index": torch.iinfo(torch.int64).min}  # it would skip class -100
 
 
 @runtime_checkable
@@ -114,9 +113,9 @@ class Categorical:
         if target.shape == examples and not target.is_floating_point():
             if target.dtype == torch.bool or target.is_complex():
                 raise ValueError(f"class ids are integers: target has dtype {target.dtype}")
-            return _of_ids(logits, target)
+            return cross_entropy_of_ids(logits, target)
         if target.shape == logits.shape and target.is_floating_point():
-            return _of_rows(logits, target.to(logits.dtype))
+            return cross_entropy_of_rows(logits, target.to(logits.dtype))
         raise ValueError(
             f"a target is integer class ids of shape {tuple(examples)} or floating rows of shape "
             f"{tuple(logits.shape)}: target has dtype {target.dtype} and shape {tuple(target.shape)}"
@@ -128,18 +127,18 @@ class Categorical:
             return
         low, high = torch.stack(torch.aminmax(target)).tolist()
         if low < 0 or high >= logits.shape[-1]:
-            raise _class_id_error(low, high, logits.shape[-1])
+            raise class_id_error(low, high, logits.shape[-1])
 
     def entropy(self, logits: Tensor) -> Tensor:
         """−Σ_k p_k log p_k in nats, shape (...); forbidden classes count 0."""
-        return -_p_and_p_log_p(_widened(logits))[1].sum(-1)
+        return -p_and_p_log_p(_widened(logits))[1].sum(-1)
 
     def entropy_target(self, logits: Tensor) -> Tensor:
         """p ∘ (log p + H), shape (..., K): signed, sums to 0, and its cross-entropy has the gradient of H.
 
         (The detached p itself would have gradient zero.)
         """
-        p, p_log_p = _p_and_p_log_p(_widened(logits.detach()))
+        p, p_log_p = p_and_p_log_p(_widened(logits.detach()))
         return p_log_p - p * p_log_p.sum(-1, keepdim=True)
 
     def sample(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -594,35 +593,6 @@ def _room(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    """log p_k of logits (..., K), in nats."""
-    if not _classes_first(logits):
-        return F.log_softmax(logits, -1)
-    log_p = F.log_softmax(logits.flatten(0, -2).t(), 0).t()
-    return log_p if logits.ndim == 2 else log_p.view(logits.shape)
-
-
-def _classes_first(logits: Tensor) -> bool:
-    """Whether the log-softmax of logits (..., K) is sooner had along another axis than the last.
-
-    A CPU takes classes one by one if they do not fill a register, which costs up to five times as much (10
-    classes with AVX-512).
-    """
-    few = logits.shape[-1] * logits.element_size() < _REGISTER
-    return few and logits.is_cpu and logits.numel() >= _MANY
-
-
-_REGISTER = 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32  # bytes
-_MANY = 1_500  # numbers, which one by one take longer than the way to another axis and back
-_LARGE = 2**16  # numbers, from which on a gradient made in place saves more than its function in Python takes
-
-
-def _p_and_p_log_p(logits: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = _log_softmax(logits)
-    p = log_p.exp()
-    return p, p * log_p.masked_fill(p == 0, 0)  # 0 · log 0 is 0
-
-
 def _without_event(shape: torch.Size, event_dims: int) -> torch.Size:
     if len(shape) < event_dims:
         raise ValueError(
@@ -664,85 +634,3 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
             f"{name} and {other_name} lie on one device: {name} is on {tensor.device}, "
             f"{other_name} on {other.device}"
         )
-
-
-def _of_ids(logits: Tensor, target: Tensor) -> Tensor:
-    """−log p(y) of logits (..., K) and class ids (...)."""
-    if logits.ndim != 2:
-        return _of_ids(logits.reshape(-1, logits.shape[-1]), target.reshape(-1)).view(target.shape)
-    try:
-        ids = target if target.dtype == torch.int64 else target.long()
-        if _classes_first(logits):
-            return _of_log_p(_log_softmax(logits), ids)
-        if logits.numel() >= _LARGE and _has_gradient(logits):
-            return _in_place(logits, ids)
-        return F.cross_entropy(logits, ids, **_EACH)
-    except IndexError:
-        low, high = (int(edge) for edge in torch.aminmax(target))
-        raise _class_id_error(low, high, logits.shape[-1]) from None
-
-
-def _of_rows(logits: Tensor, target: Tensor) -> Tensor:
-    """−Σ_k y_k log p_k of logits and rows (..., K)."""
-    if target.requires_grad:
-        log_p = _log_softmax(logits)  # of which 0 · log 0 has no gradient, where 0 × −∞ has NaN
-        return _of_log_p(log_p.masked_fill((target == 0) & (log_p == -math.inf), 0), target)
-    if not _has_gradient(logits):
-        return _of_log_p(_log_softmax(logits), target)
-    if logits.ndim == 2:
-        return _in_place(logits, target)
-    classes = logits.shape[-1]
-    return _in_place(logits.reshape(-1, classes), target.reshape(-1, classes)).view(target.shape[:-1])
-
-
-def _of_log_p(log_p: Tensor, target: Tensor) -> Tensor:
-    """−Σ_k y_k log p_k of log p (..., K) and ids (N,) or rows (..., K); NaN where one of them holds NaN."""
-    if not target.is_floating_point():
-        return F.nll_loss(log_p, target, **_EACH)
-    # 0 · log 0 is 0, where 0 × −∞ is NaN. Any other NaN is told by the row's first log p, or by Σ y.
-    products = (target * log_p).nan_to_num(0.0, math.inf, -math.inf)
-    return log_p.detach()[..., 0].clamp(0, 0) + target.sum(-1) * 0 - products.sum(-1)
-
-
-def _has_gradient(logits: Tensor) -> bool:
-    """Whether `_in_place` can be taken, and will be asked for its gradient."""
-    return torch.is_grad_enabled() and logits.requires_grad and is_plain(logits)
-
-
-def _in_place(logits: Tensor, target: Tensor) -> Tensor:
-    """H of logits (N, K), and ids (N,) or rows (N, K): its gradient is made where log p was."""
-    cross_entropy: Tensor = _InPlace.apply(logits, target)  # type: ignore[no-untyped-call]
-    return cross_entropy
-
-
-class _InPlace(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, target)
-        ctx.log_p = log_p = _log_softmax(logits)
-        if target.ndim == 1 or target.numel() <= _LARGE:
-            return _of_log_p(log_p, target)
-        rows = max(1, _LARGE // target.shape[1])  # of which products stay in the cache
-        return torch.cat([*map(_of_log_p, log_p.split(rows), target.split(rows))])
-
-    @staticmethod
-    def backward(ctx: Any, on_each: Tensor) -> tuple[Tensor, None]:
-        logits, target = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_plain(on_each):  # it is to be differentiated, or one of many
-            with torch.enable_grad():
-                z = logits.view_as(logits)  # whose gradient calls no hooks: those of the logits come after
-                cross_entropy = _of_log_p(_log_softmax(z), target)
-                return torch.autograd.grad(cross_entropy, z, on_each, create_graph=True)[0], None
-        log_p, ctx.log_p = ctx.log_p, None  # not there any more, if asked for again
-        p = (_log_softmax(logits) if log_p is None else log_p).exp_()
-        on_each = on_each.unsqueeze(1)
-        if target.ndim == 1:
-            return p.mul_(on_each).scatter_add_(1, target.unsqueeze(1), -on_each), None
-        return p.mul_(on_each * target.sum(1, keepdim=True)).addcmul_(target, on_each, value=-1), None
-
-
-def _class_id_error(low: int, high: int, classes: int) -> ValueError:
-    return ValueError(
-        f"class ids lie in 0..{classes - 1}: target holds ids from {low} to {high}"
-        " (leave rows out with mask=, not with a marker id)"
-    )

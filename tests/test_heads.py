@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributions
 
-from pgce import heads
+from pgce import softmax
 from pgce.heads import Bernoulli, Categorical, Gaussian, Laplace, Poisson, Transformed, logit_adjusted, noisy
 
 DOUBLE = torch.float64
@@ -223,13 +223,13 @@ def test_an_event_needs_its_axes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(5000, 2), (2000, 3), (300, 10), (200, 15), (20, 30, 5), (4, 300), (3, 2)])
 def test_log_softmax_is_that_of_torch_with_classes_first_or_last(shape, dtype, laid, monkeypatch):
-    monkeypatch.setattr(heads, "_REGISTER", 64)  # as with AVX-512, on any processor
+    monkeypatch.setattr(softmax, "_REGISTER", 64)  # as with AVX-512, on any processor
     logits = 5 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     if laid == "classes first":
         logits = logits.movedim(-1, 0).contiguous().movedim(0, -1)
     logits[..., 0][logits[..., 1] > 4] = -math.inf  # forbidden
     own, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    values = heads._log_softmax(own), F.log_softmax(theirs, -1)
+    values = softmax._log_softmax(own), F.log_softmax(theirs, -1)
     torch.testing.assert_close(*values)
     pull = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
     for value in values:

@@ -30,7 +30,7 @@ def assert_same(ours, theirs, logits):
 def test_equals_torch_on_1000_random_cases(block, monkeypatch):
     """Index, dense, smoothed and class-weighted cross-entropy, BCE and MSE: 100 batches a block."""
     if block % 2:  # as of large batches
-        monkeypatch.setattr("pgce.heads._LARGE", 1)
+        monkeypatch.setattr("pgce.softmax._LARGE", 1)
     generator = torch.Generator().manual_seed(block)
 
     def normal(*shape):
@@ -200,7 +200,7 @@ def test_gradcheck(head):
 
 @pytest.mark.parametrize("ids", [True, False])
 def test_a_gradient_made_in_place_can_be_had_again_and_differentiated(ids, monkeypatch):
-    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    monkeypatch.setattr("pgce.softmax._LARGE", 1)
     logits, label, weight = batch(size=6)
     target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
     loss = wce(logits, target, weight)
@@ -213,7 +213,7 @@ def test_a_gradient_made_in_place_can_be_had_again_and_differentiated(ids, monke
 
 @pytest.mark.parametrize("ids", [True, False])
 def test_hooks_see_the_gradient_once_also_where_it_is_to_be_differentiated(ids, monkeypatch):
-    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    monkeypatch.setattr("pgce.softmax._LARGE", 1)
     given, label, weight = batch(size=6)
     target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
     logits, seen = 1 * given, []
@@ -227,7 +227,7 @@ def test_hooks_see_the_gradient_once_also_where_it_is_to_be_differentiated(ids, 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which torch itself calls
 @pytest.mark.parametrize("ids", [True, False])
 def test_gradients_of_many_at_once_and_forwards(ids, monkeypatch):
-    monkeypatch.setattr("pgce.heads._LARGE", 1)
+    monkeypatch.setattr("pgce.softmax._LARGE", 1)
     logits, label, _ = batch(size=6)
     target = label if ids else torch.randn(6, 5, dtype=DOUBLE)
     each = Categorical().cross_entropy(logits, target)
@@ -252,7 +252,7 @@ def _one_by_one(logits, target, weight):
 
 @pytest.mark.parametrize("large", [1, 2**16])
 def test_what_forbids_a_class_and_what_is_no_number(large, monkeypatch):
-    monkeypatch.setattr("pgce.heads._LARGE", large)
+    monkeypatch.setattr("pgce.softmax._LARGE", large)
     logits = torch.tensor([[0.0, -math.inf], [1.0, 2.0]], requires_grad=True)
     rows = torch.tensor([[1.0, 0.0], [0.0, -2.0]], requires_grad=True)
     log_p = torch.tensor([1.0, 2.0]).log_softmax(0)
