@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,23 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgce import dashboards, envs, films, processes
+from pgce import dashboards, envs, films, hooks, processes
 from pgce.checkpoint import CheckpointError, check_like, load_model
-from pgce.envs.state import exactness, get_state, set_state
+from pgce.envs.state import exactness
 from pgce.envs.vectorize import check_same_spaces
+from pgce.evaluation import Evaluation
 from pgce.logger import due
 from pgce.metrics import summary
-from pgce.networks import ActorCritic, evaluating
 from pgce.optimizer import resolve_device
 from pgce.policy_gradient import After, Agent, Envs
 from pgce.records import read_json
-from pgce.rollout import Collector, Player, Rollout, evaluate
+from pgce.rollout import Collector, Rollout
 from pgce.run import Also, Run
 from pgce.spaces import actions
-from pgce.trainer import Batch, Input, Report, Trainer, train
+from pgce.trainer import Batch, Report, Trainer, train
 
 __all__ = ["begin_from", "train_agent"]
 
@@ -42,6 +39,17 @@ _LEVELS = {
     "exact": "exactly as if it had not been stopped",
     "reseeded": "with new episodes and seeds in the environments, whose state cannot be saved",
 }
+_POLICY = "actor.", "torso.networks.0.", "normalize."
+"""How the names of what a policy is made of begin."""
+_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent", "played"
+"""Keys of a training's state that differ between processes."""
+_GIVEN = {"arrays"}
+"""What `BC.train` adds to the settings: whoever resumes a run gives it again."""
+_KEPT = 500
+"""Rounds of which each is written; of twice as many every second, and so on."""
+_SMALL = 100_000  # parameters of a network that a GPU hardly helps
+_LARGE = 100  # a feature by which a network is saturated
+_NEAR = 0.1, 1e5  # what episodes return of which a critic learns rewards as they are
 
 
 def train_agent(agent: Agent, after: After | None, metrics: Also | None) -> Run:
@@ -90,10 +98,6 @@ def begin_from(folder: Path, model: nn.Module) -> None:
     model.load_state_dict(shared, strict=False)
 
 
-_POLICY = "actor.", "torso.networks.0.", "normalize."
-"""How the names of what a policy is made of begin."""
-
-
 class _Training:
     """What `train_agent` makes: the run with all of its state, which is saved and taken up here."""
 
@@ -112,11 +116,10 @@ class _Training:
         self.head = actions(train_envs.single_action_space, agent.continuous).head
         terms = self.current.terms(self.head)
         torch.manual_seed(network_seed)
-        self.model = _networks(self.current.build_model(train_envs)).to(device)
+        self.model = hooks.build_model(self.current, train_envs).to(device)
         unread = None if agent.init is None else self._begin_from(Path(agent.init))
         with _named():
-            acting = self.current.acting(self.model)
-        self.acting = _given(acting, nn.Module, "acting gives the module that acts").to(device)
+            self.acting = hooks.acting(self.current, self.model).to(device)
         self.collector = Collector(
             train_envs,
             self.acting,
@@ -127,7 +130,7 @@ class _Training:
             continuous=agent.continuous,
         )
         with _named():
-            self.examples = self._checked(self.current.examples(self.collector))
+            self.examples = hooks.examples(self.current, self.collector)
         if self.examples is not None and processes.size() > 1:
             raise ValueError(
                 f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
@@ -138,7 +141,7 @@ class _Training:
                 "an agent with a memory learns from what it does itself: another policy acts here"
             )
         self.trainer = Trainer(self.model, terms, agent.build_optimizer(self.model), by_row=True)
-        self.evaluation = _Evaluation(agent, eval_envs, self.model.policy, evaluation_seed, device)
+        self.evaluation = Evaluation(agent, eval_envs, self.model.policy, evaluation_seed, device)
         self.groups = np.random.SeedSequence(env_seed)
         self.shuffle = torch.Generator().manual_seed(order_seed)
         self.kept: deque[Rollout] = deque(maxlen=agent.kept)
@@ -345,7 +348,8 @@ class _Training:
             self._progress()
             if agent.group_size > 1:
                 collector.reset(int(self.groups.spawn(1)[0].generate_state(1)[0]), agent.group_size)
-                self._forget()
+                if model.reward_scale is not None:  # of episodes that do not go on
+                    model.reward_scale.running.zero_()
             with self.run.part("collect"):
                 rollout = collector.collect()
             if model.normalize is not None:
@@ -357,33 +361,10 @@ class _Training:
                 self.steps += steps
                 self.recent.extend(map(tuple, episodes))
             self.kept.append(rollout.scaled(model.reward_scale))
-            batch = Batch.joined([self._prepared(each) for each in self.kept])
+            batch = Batch.joined([hooks.prepare(self.current, each, model) for each in self.kept])
             self._draw(batch)
-            yield self._cut(batch) if processes.any_of(batch.count > 0) else ()
-
-    def _forget(self) -> None:
-        """Leave the discounted sums of rewards of episodes that do not go on."""
-        if self.model.reward_scale is not None:
-            self.model.reward_scale.running.zero_()
-
-    def _checked(self, examples: object) -> Batch | None:
-        """The examples, if there is something to be learned from them."""
-        if examples is not None and not (isinstance(examples, Batch) and examples.count):
-            told = "none" if isinstance(examples, Batch) else type(examples).__name__
-            raise ValueError(f"examples gives a Batch with rows that count, or None: it gave {told}")
-        return examples
-
-    def _prepared(self, rollout: Rollout) -> Batch:
-        """The rollout as the agent makes a batch of it."""
-        prepared = self.current.prepare(rollout, self.model)
-        batch: Batch = _given(prepared, Batch, "prepare gives a Batch, as rollout.batch does")
-        return batch
-
-    def _cut(self, batch: Batch) -> Iterator[Batch]:
-        """The steps of a round, or of an epoch, as the agent makes them of a batch."""
-        rule = "batches gives batches, one a step"
-        steps = _given(self.current.batches(batch, self.shuffle), Iterable, rule)
-        return (_given(step, Batch, rule) for step in steps)
+            counts = processes.any_of(batch.count > 0)
+            yield hooks.batches(self.current, batch, self.shuffle) if counts else ()
 
     def _epochs(self, examples: Batch) -> Iterator[Iterable[Batch]]:
         """An epoch each, or less where an evaluation is due earlier."""
@@ -401,7 +382,7 @@ class _Training:
         done = self.batch
         while True:
             self.epoch, self.batch, rows = self.shuffle.get_state(), 0, 0
-            for batch in self._cut(examples):
+            for batch in hooks.batches(self.current, examples, self.shuffle):
                 self.batch += 1
                 rows += len(batch)
                 if self.batch <= done:
@@ -424,21 +405,9 @@ class _Training:
         """Write what the networks look like, before the first round; refuse terms that do not fit."""
         if self.round == 0:
             example = next(batch.split(1)).input
-            self._check_outputs(example)
+            hooks.check_outputs(self.trainer.terms, self.model, example)
             with self.run.part("log"):
                 dashboards.network(self.run.logger, self.model, example)
-
-    def _check_outputs(self, example: Input) -> None:
-        """Refuse a term whose output the model does not give."""
-        with evaluating(self.model):
-            outputs = self.model(example)
-        names = list(outputs) if isinstance(outputs, Mapping) else []
-        for name, term in self.trainer.terms.items():
-            if term.output not in names:
-                raise ValueError(
-                    f"a term reads an output of the model by its name, of {', '.join(names) or 'none'}: "
-                    f"that of {name} is {term.output!r}"
-                )
 
     def _progress(self) -> None:
         """Set what depends on how far the run is."""
@@ -462,6 +431,8 @@ class _Training:
             self.acting.load_state_dict(self.model.policy.state_dict())
         if reports:  # some row of this round counted
             self._log(reports)
+            if self.steps - self.evaluation.steps >= agent.eval_freq:
+                self._evaluate(next(iter(reports.values())))
         self.stopped = run.interrupted or self.stopped
         if run.checkpoints.due:
             self._save()
@@ -473,37 +444,33 @@ class _Training:
         self.run.checkpoints.save(self.steps, self.state_dict(), _OWN)
 
     def _log(self, reports: dict[str, Report]) -> None:
-        """Write what the round came to, and evaluate if it is time."""
-        if processes.size() > 1:  # each has its rows' share of a loss
-            losses = processes.sum_of([report.loss.item() for report in reports.values()])
-            pairs = zip(reports.items(), losses, strict=True)
-            reports = {
-                name: dataclasses.replace(each, loss=each.loss.new_tensor(x)) for (name, each), x in pairs
-            }
-        run, evaluation, first = self.run, self.evaluation, next(iter(reports.values()))
-        kept = due(self.round, _KEPT)
+        """Write what the round came to."""
+        run, kept = self.run, due(self.round, _KEPT)
         with run.part("log"):
             if kept or self.tracked:
                 values = self.values = self._numbers(reports)
                 run.logger.scalars(self.steps, values, kept=kept)
                 run.bar.update(self.steps, _shown(values))
-        if self.steps - evaluation.steps >= self.agent.eval_freq:
-            evaluation.number += 1
-            if evaluation.number == 1:
-                self._hint(weighs=first.weight is not None)
-            if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
-                with run.part("log"):
-                    dashboards.batch(run.logger, self.steps, first, self.head)
-                evaluation.film(run, self.steps)
-            solved = evaluation.solved(run, self.steps)
-            if (
-                self.evaluated is not None
-                and evaluation.steps == self.steps  # else it was cut short
-                and self.evaluated(self.steps, evaluation.result()["eval_mean"])
-            ):
-                self.stopped = "after"
-            if solved:
-                self.stopped = "threshold"
+
+    def _evaluate(self, first: Report) -> None:
+        """Evaluate, and note if that ends the run. Sometimes write what the first term saw, and a film."""
+        run, evaluation = self.run, self.evaluation
+        evaluation.number += 1
+        if evaluation.number == 1:
+            self._hint(weighs=first.weight is not None)
+        if evaluation.number & (evaluation.number - 1) == 0:  # 1, 2, 4, 8, …
+            with run.part("log"):
+                dashboards.batch(run.logger, self.steps, first, self.head)
+            evaluation.film(run, self.steps)
+        solved = evaluation.solved(run, self.steps)
+        if (
+            self.evaluated is not None
+            and evaluation.steps == self.steps  # else it was cut short
+            and self.evaluated(self.steps, evaluation.result()["eval_mean"])
+        ):
+            self.stopped = "after"
+        if solved:
+            self.stopped = "threshold"
 
     def _hint(self, *, weighs: bool) -> None:
         """Tell what hardly lets it learn, if something does. Returns matter where something `weighs`."""
@@ -540,9 +507,15 @@ class _Training:
     def _numbers(self, reports: dict[str, Report]) -> dict[str, float]:
         """What a round came to, by tag."""
         run, optimizer = self.run, self.trainer.optimizer
+        if processes.size() > 1:  # each has its rows' share of a loss
+            losses = processes.sum_of([report.loss.item() for report in reports.values()])
+            pairs = zip(reports.items(), losses, strict=True)
+            reports = {
+                name: dataclasses.replace(each, loss=each.loss.new_tensor(x)) for (name, each), x in pairs
+            }
         values = {
             **summary({name: _of_all(report) for name, report in reports.items()}, self.trainer.terms),
-            **_own(self.current.metrics(reports)),
+            **hooks.metrics(self.current, reports),
             "train/learning_rate": optimizer.last_rate,
             "train/grad_norm": optimizer.grad_norm,
             "train/skipped": optimizer.skipped,
@@ -569,24 +542,6 @@ def _named() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-def _given(value: Any, kind: type[Any], rule: str) -> Any:
-    """What a hook gave, refused if it is of another kind."""
-    if not isinstance(value, kind):
-        raise ValueError(f"{rule}: it gave {type(value).__name__}")
-    return value
-
-
-def _networks(model: Any) -> ActorCritic:
-    """What `build_model` gave, refused if it lacks something that is read."""
-    parts = "policy", "value", "normalize", "reward_scale"
-    rule = f"build_model gives a module with {', '.join(parts)}"
-    for name in parts:
-        if not hasattr(_given(model, nn.Module, rule), name):
-            raise ValueError(f"{rule}: {type(model).__name__} has no {name}")
-    made: ActorCritic = model
-    return made
-
-
 def _of_all(report: Report) -> Report:
     """The report of all processes' rows, whose batch has the columns alone."""
     if processes.size() == 1:
@@ -603,21 +558,6 @@ def _of_all(report: Report) -> Report:
     )
 
 
-def _own(values: Any) -> dict[str, float]:
-    """The numbers that `metrics` gave, by tag."""
-    try:
-        return {f"train/own/{name}": float(value) for name, value in values.items()}
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"metrics gives numbers by name: it gave {values!r}") from error
-
-
-_SMALL = 100_000  # parameters of a network that a GPU hardly helps
-_LARGE = 100  # a feature by which a network is saturated
-_NEAR = 0.1, 1e5  # what episodes return of which a critic learns rewards as they are
-_KEPT = 500
-"""Rounds of which each is written; of twice as many every second, and so on."""
-
-
 def _shown(values: Mapping[str, float]) -> str:
     """The numbers beside the bar."""
     words = [f"H {values['objective/cross_entropy']:.3f}"]
@@ -629,121 +569,3 @@ def _shown(values: Mapping[str, float]) -> str:
         share = values["time/fps"] / values["time/collect_fps"]
         speed += f" ({share:.0%} collecting)"
     return " · ".join([*words, speed])
-
-
-_PATIENCE = 5.0  # seconds that an evaluation has after a signal to stop
-
-_OWN = "collector", "kept", "epoch", "groups", "shuffle", "random", "scale", "agent", "played"
-"""Keys of a training's state that differ between processes."""
-
-_GIVEN = {"arrays"}
-"""What `BC.train` adds to the settings: whoever resumes a run gives it again."""
-
-
-class _Evaluation:
-    """Fresh episodes on environments of their own, on new seeds every time."""
-
-    def __init__(self, agent: Agent, eval_envs: Envs, policy: nn.Module, seed: int, device: Any) -> None:
-        spec = eval_envs.spec
-        self.threshold = spec.reward_threshold if spec is not None and agent.stop_at_threshold else None
-        self.steps, self.number = 0, 0  # when the last evaluation was made; how many were
-        self._filmed = -1
-        self.returns: NDArray[np.float64] | None = None
-        self._agent, self._envs, self._policy, self._device = agent, eval_envs, policy, device
-        self._seeds = np.random.SeedSequence(seed)
-
-    def solved(self, run: Run, steps: int) -> bool:
-        """Evaluate; a threshold that is reached must be reached again, since one evaluation may be lucky.
-
-        The last evaluation is what is logged and what the result tells. Training time stands still. One that
-        a signal to stop finds has some seconds for its end; if it is cut short, none was made.
-        """
-        goal = math.inf if self.threshold is None else self.threshold
-        every = self._agent.eval_episodes
-        with run.paused():
-            returns, lengths = self._evaluate(run)
-            if len(returns) == every and returns.mean() >= goal:
-                returns, lengths = self._evaluate(run)
-        if len(returns) < every:
-            return False
-        self.steps, self.returns = steps, returns
-        scores = {"eval/mean_reward": float(returns.mean()), "eval/mean_ep_length": float(lengths.mean())}
-        run.logger.scalars(steps, scores)
-        return scores["eval/mean_reward"] >= goal
-
-    def film(self, run: Run, steps: int) -> None:
-        """Film an episode, if that is wanted; training time stands still."""
-        agent = self._agent
-        if not agent.capture_video or processes.rank() > 0 or steps == self._filmed:
-            return
-        with run.paused():
-            place, how = self._device, agent.continuous
-            with closing(envs.make(agent.env_id, 1, **agent.env_options)) as one:
-                player = Player(Collector(one, self._policy, 1, seed=0, device=place, continuous=how))
-                with evaluating(self._policy):
-                    episode = films.play(player, agent.env_id, agent.env_kwargs, seed=agent.seed, greedy=True)
-                    frames: Iterable[Any] = (frame for frame, _, _ in episode if frame is not None)
-                    file = run.path / "videos" / f"{steps}.gif"
-                    if find_spec("imageio_ffmpeg") is not None:
-                        frames = [*frames]
-                        films.save(file.with_suffix(".mp4"), frames)
-                    films.save(file, frames)
-            run.logger.film(steps, "eval/episode", file)
-        self._filmed = steps
-
-    def _evaluate(self, run: Run) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        ranks, rank = processes.size(), processes.rank()  # each plays its share of the episodes
-        seeds = self._seeds.spawn(1)[0].generate_state(2 * ranks).reshape(ranks, 2)
-        env_seed, action_seed = seeds[rank].tolist()
-        with evaluating(self._policy):
-            own = evaluate(
-                self._envs,
-                self._policy,
-                len(range(rank, self._agent.eval_episodes, ranks)),
-                seed=env_seed,
-                generator=torch.Generator(self._device).manual_seed(action_seed),
-                device=self._device,
-                greedy=self._agent.eval_greedy,
-                continuous=self._agent.continuous,
-                stop=lambda: run.waited > _PATIENCE,
-            )
-        every = processes.everyones([each.tolist() for each in own])
-        returns, lengths = ([one for part in each for one in part] for each in zip(*every, strict=True))
-        return np.array(returns), np.array(lengths)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was evaluated, and the seeds that were used."""
-        spawned = self._seeds.n_children_spawned
-        return {"steps": self.steps, "number": self.number, "returns": self.returns, "spawned": spawned}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.steps, self.number, self.returns = state["steps"], state["number"], state["returns"]
-        self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=state["spawned"])
-
-    def played(self) -> dict[str, Any] | None:
-        """The environments' state, of which some outlives a reset; None where there is none to be had."""
-        if self.returns is None:
-            return None
-        try:
-            return get_state(self._envs)
-        except ValueError:  # they may be others than those that are trained in
-            return None
-
-    def restore(self, played: Mapping[str, Any]) -> None:
-        """Go on in environments that were played in."""
-        try:
-            envs.reset(self._envs, 0)  # they are to be what the others were, then
-            set_state(self._envs, played)
-        except ValueError as error:
-            warnings.warn(f"evaluations begin in new environments: {error}", RuntimeWarning, stacklevel=2)
-
-    def result(self) -> dict[str, Any]:
-        """The last evaluation; nothing where none was made."""
-        if self.returns is None:
-            return {"eval_mean": None, "eval_std": None, "eval_episodes": 0}
-        return {
-            "eval_mean": float(self.returns.mean()),
-            "eval_std": float(self.returns.std()),
-            "eval_episodes": len(self.returns),
-        }

@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pgce
-from pgce import checkpoint, training
+from pgce import checkpoint, evaluation
 from pgce.agents import PPO, Reinforce, Supervised, VTrace
 from pgce.checkpoint import load_checkpoint
 from pgce.run import train_or_exit
@@ -187,7 +187,7 @@ def test_killed_in_the_last_evaluation(tmp_path):
     """It is made anew, though nothing is left to be learned."""
 
     def dies():
-        training._Evaluation.solved = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        evaluation.Evaluation.solved = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     child = attempt(two_rounds(), tmp_path / "parts", dies)
     child.join(60)
