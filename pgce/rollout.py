@@ -340,22 +340,8 @@ class Collector:
                     lost[t] = info["env_restarted"]
                 encoded = self._encoded(following, info)
                 if not self._late and ended.any():
-                    which = ended.nonzero()[0]
-                    if self.mode == AutoresetMode.SAME_STEP:
-                        if "final_obs" not in info:
-                            raise EnvironmentFault(
-                                f'by SAME_STEP info["final_obs"] has the last observations: {envs} gave none'
-                            )
-                        last = info["final_obs"]
-                        if isinstance(last, (dict, tuple)):  # a batch, as observations are
-                            last = list(iterate(envs.observation_space, last))
-                        last = self._stacked([last[i] for i in which])
-                        finals.append((t * n + which, self._encoded(last, {})))
-                    else:
-                        finals.append((t * n + which, encoded[which]))
-                        begun, info = envs.reset(options={"reset_mask": ended.copy()})
-                        encoded = encoded.copy()
-                        encoded[which] = self._encoded(begun, info)[which]
+                    last, encoded = self._followed(ended, encoded, info)
+                    finals.append((t * n + ended.nonzero()[0], last))
                 if memory is None:
                     rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:
@@ -398,6 +384,23 @@ class Collector:
             first=self._place(first) if self.state_size else None,
             state=torch.stack(states) if self.state_size else None,
         )
+
+    def _followed(
+        self, ended: NDArray[np.bool_], encoded: NDArray[np.float32], info: Mapping[str, Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The last observations of episodes that ended, and all (N, D) after the next ones have begun."""
+        if self.mode == AutoresetMode.SAME_STEP:
+            if "final_obs" not in info:
+                raise EnvironmentFault(
+                    f'by SAME_STEP info["final_obs"] has the last observations: {self.envs} gave none'
+                )
+            last = info["final_obs"]
+            if isinstance(last, (dict, tuple)):  # a batch, as observations are
+                last = list(iterate(self.envs.observation_space, last))
+            return self._encoded(self._stacked([last[i] for i in ended.nonzero()[0]]), {}), encoded
+        final = encoded[ended]  # before the reset, which may write where the last step did
+        begun, info = self.envs.reset(options={"reset_mask": ended.copy()})
+        return final, np.where(ended[:, None], self._encoded(begun, info), encoded)
 
     def state_dict(self, *, environments: bool = True) -> dict[str, Any]:
         """All that the next rollout depends on but the policy, as nested plain data and tensors.
