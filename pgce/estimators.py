@@ -109,7 +109,7 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
         terms: dict[str, Term],
         *,
         fresh: bool,
-        epochs: int | None = None,
+        one_pass: bool = False,
         validation: Any = None,
         scored: Tensor | None = None,
         after: After | None = None,
@@ -119,11 +119,11 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
 
         What is held out is scored by `scored`, if that is not the target that is learned.
         """
-        if epochs is not None and self.checkpoints is not None:
+        if one_pass and self.checkpoints is not None:
             raise ValueError(
                 f"partial_fit makes one pass, which has no checkpoints: checkpoints is {self.checkpoints!r}"
             )
-        if epochs is not None and self.schedule != "constant":
+        if one_pass and self.schedule != "constant":
             raise ValueError(
                 f"partial_fit knows of no last pass: schedule is constant, it is {self.schedule!r}"
             )
@@ -143,8 +143,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             if before is not None:
                 stack.load_state_dict(before.state_dict())
             self._stack, self._made_with = stack, (self.optimizer, settings)
-        patience = self.patience if self.early_stopping else None
-        if epochs is None and patience is not None and validation is None:
+        patience = self.patience if self.early_stopping and not one_pass else None
+        if patience is not None and validation is None:
             judged = data if scored is None else {**data, "target": scored}
             rows, held_out = self._split(judged, seed)
             validation = {name: column[held_out] for name, column in judged.items()}
@@ -154,9 +154,9 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
             data,
             terms=terms,
             validation=validation,
-            patience=None if epochs else patience,
+            patience=patience,
             monitor=self.monitor,
-            epochs=epochs or self.epochs,
+            epochs=1 if one_pass else self.epochs,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             optimizer=self._stack,
@@ -360,7 +360,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         X, y = self._checked(X, y, reset=first)
         weight = self._weights(sample_weight, X)
         target = self._labels(y, known=not first, classes=classes)
-        return self._learn(X, target, weight, given=given, fresh=first, epochs=1)
+        return self._learn(X, target, weight, given=given, fresh=first, one_pass=True)
 
     def predict(self, X: Any) -> Array:
         """The most probable label of each row, (B,); zeros and ones (B, L) of several labels."""
@@ -473,7 +473,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         *,
         given: Any,
         fresh: bool,
-        epochs: int | None = None,
+        one_pass: bool = False,
         validation: Any = None,
         **options: Any,
     ) -> Classifier:
@@ -510,7 +510,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             likely = targets.confidence(target, len(self.classes_), self.confidence, inputs.dtype)
         number = None if self.multilabel_ else _numbers(likely, share, len(self.classes_))
         class_weight = None if number is None else self._class_weights(number)
-        if epochs is None:  # only the ratios of weights count
+        if not one_pass:  # only the ratios of weights count
             share = share / share.mean()
             if class_weight is not None:
                 total = share * weights.per_class(share, {"target": likely}, class_weight=class_weight)
@@ -551,7 +551,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             data,
             terms,
             fresh=fresh,
-            epochs=epochs,
+            one_pass=one_pass,
             sampler=_SAMPLERS[self.sampler],
             augment=self._mix,
             validation=validation,
@@ -809,7 +809,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         """
         first = not hasattr(self, "module_")
         X, y = self._checked(X, y, reset=first)
-        return self._learn(X, y, sample_weight, fresh=first, epochs=1)
+        return self._learn(X, y, sample_weight, fresh=first, one_pass=True)
 
     def predict(self, X: Any) -> Array:
         """The expected value, or the quantile or expectile asked for, in the shape y had."""
@@ -852,7 +852,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         sample_weight: Any,
         *,
         fresh: bool,
-        epochs: int | None = None,
+        one_pass: bool = False,
         validation: Any = None,
         **options: Any,
     ) -> Regressor:
@@ -877,7 +877,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         data = {
             "input": inputs,
             "target": self._in_units(target).to(inputs.dtype),
-            "sample_weight": (share / share.mean() if epochs is None else share).to(inputs.dtype),
+            "sample_weight": (share if one_pass else share / share.mean()).to(inputs.dtype),
         }
         if validation is not None:
             held_out = _of_array(validation[0], inputs.dtype)
@@ -890,7 +890,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             data,
             terms,
             fresh=fresh,
-            epochs=epochs,
+            one_pass=one_pass,
             validation=validation,
             metrics=self._own_loss,
             **options,
