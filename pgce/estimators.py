@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -480,15 +480,6 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         """Turn the settings into columns and rules, and train; a teacher is asked of inputs as `given`."""
         check_types(vars(self), type(self))
         self._check_rules(ids=target.ndim == 1, weighted=sample_weight is not None)
-        frequent = {"sampler": self.sampler == "balanced", "class_weight": isinstance(self.class_weight, str)}
-        if self.logit_adjustment and any(frequent.values()):
-            others = " and ".join(name for name, corrects in frequent.items() if corrects)
-            warnings.warn(
-                f"logit_adjustment and {others} correct class frequencies, which is once too often: leave "
-                "one out",
-                UserWarning,
-                stacklevel=3,
-            )
         inputs = self._tensor(X, fresh=fresh)
         if fresh and self.module is not None:
             self._check_module(inputs)
@@ -524,32 +515,16 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         data |= {"target": target, "sample_weight": share}
         weighs = sample_weight is not None and self.sampler != "weighted"  # which draws by it
         if self._mix is not None:
-            # A row that is multiplied by its example's weight mixes the weights as well.
-            rows = target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), inputs.dtype)
-            if self.multilabel_:  # a row for each label, of what speaks for 1 and for 0
-                positive = torch.as_tensor(1.0 if self.pos_weight is None else self.pos_weight).to(rows)
-                rows = torch.stack((positive * rows, 1 - rows), -1)
-            elif class_weight is None:
-                class_weight = share.new_ones(len(self.classes_))
-            if weighs:
-                rows = rows * share.view(-1, *[1] * (rows.ndim - 1))
+            data["target"] = rows = self._rows_to_mix(target, inputs.dtype)
+            if weighs:  # a row that is multiplied by its example's weight mixes the weights as well
+                data["target"] = rows * share.view(-1, *[1] * (rows.ndim - 1))
                 data["sample_weight"] = torch.ones_like(share)
-            data["target"] = rows
-        rule = self._weight_rule(class_weight, weighs=weighs)
-        terms = {"label": Term(self._training_head(number), self._target_rule(class_weight), rule)}
-        if self.teacher is not None:
-            temperature = self.temperature
-            terms["label"] = replace(terms["label"], coefficient=1 - self.teacher_share)
-            terms["teacher"] = Term(
-                heads.Transformed(partial(heads.tempered, temperature=temperature)),
-                lambda z, batch: targets.distilled(batch["teacher"], temperature),
-                weights.product("sample_weight") if weighs else weights.one,
-                coefficient=self.teacher_share * temperature**2,
-            )
+            if class_weight is None and not self.multilabel_:
+                class_weight = share.new_ones(len(self.classes_))
         self._train(
             len(self.classes_),
             data,
-            terms,
+            self._terms(number, class_weight, weighs=weighs),
             fresh=fresh,
             one_pass=one_pass,
             sampler=_SAMPLERS[self.sampler],
@@ -559,6 +534,33 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             **options,
         )
         return self
+
+    def _rows_to_mix(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Targets as rows (B, K); of several labels a row for each, of what speaks for 1 and for 0."""
+        if not self.multilabel_:
+            return target if target.ndim == 2 else targets.one_hot(target, len(self.classes_), dtype)
+        positive = torch.as_tensor(1.0 if self.pos_weight is None else self.pos_weight).to(target)
+        return torch.stack((positive * target, 1 - target), -1)
+
+    def _terms(self, number: Tensor | None, class_weight: Tensor | None, *, weighs: bool) -> dict[str, Term]:
+        """The labels' cross-entropy, and beside it that of a teacher's probabilities."""
+        terms = {
+            "label": Term(
+                self._training_head(number),
+                self._target_rule(class_weight),
+                self._weight_rule(class_weight, weighs=weighs),
+                coefficient=1.0 if self.teacher is None else 1 - self.teacher_share,
+            )
+        }
+        if self.teacher is not None:
+            temperature = self.temperature
+            terms["teacher"] = Term(
+                heads.Transformed(partial(heads.tempered, temperature=temperature)),
+                lambda z, batch: targets.distilled(batch["teacher"], temperature),
+                weights.product("sample_weight") if weighs else weights.one,
+                coefficient=self.teacher_share * temperature**2,
+            )
+        return terms
 
     def _check_module(self, inputs: Tensor) -> None:
         """Refuse a network of one's own that gives another number of logits than there are classes."""
@@ -574,7 +576,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             raise ValueError(f"a module gives logits (B, {number}), one a class: of one row it gives {found}")
 
     def _check_rules(self, *, ids: bool, weighted: bool) -> None:
-        """Refuse rules that do not fit the target, or each other."""
+        """Refuse rules that do not fit the target, or each other; warn of two that correct the same."""
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share lies in [0, 1]: it is {self.teacher_share}")
         if not 0 <= self.logit_adjustment < math.inf:
@@ -606,6 +608,15 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             raise ValueError("balanced sampling needs one label a row: y is a matrix, or mixed")
         if self.sampler == "weighted" and not weighted:
             raise ValueError("weighted sampling needs sample_weight: it is None")
+        frequent = {"sampler": self.sampler == "balanced", "class_weight": isinstance(self.class_weight, str)}
+        if self.logit_adjustment and any(frequent.values()):
+            twice = " and ".join(name for name, corrects in frequent.items() if corrects)
+            warnings.warn(
+                f"logit_adjustment and {twice} correct class frequencies, which is once too often: leave "
+                "one out",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _class_weights(self, number: Tensor) -> Tensor | None:
         """The weight of each class, (K,)."""
