@@ -151,15 +151,11 @@ def program_of(kind: type[Any]) -> list[str]:
     if module in ("__main__", "__mp_main__"):  # the second in processes that were started
         main, spec = sys.modules[module], sys.modules[module].__spec__
         file = Path(getattr(main, "__file__", "__main__.py"))  # which a notebook has not
-        if spec is None and file.resolve().parent != _agents():
+        own = Path(import_module("pgce.agents").__path__[0])  # agents of the package, which are scripts too
+        if spec is None and file.resolve().parent != own.resolve():
             return ["python", os.path.relpath(file)]
         module = f"pgce.agents.{file.stem}" if spec is None else spec.name
     return ["python", "-m", module]
-
-
-def _agents() -> Path:
-    """The folder of the package's own agents, which are scripts too."""
-    return Path(import_module("pgce.agents").__path__[0]).resolve()
 
 
 def pairs(words: Sequence[str]) -> dict[str, Any]:

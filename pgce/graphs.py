@@ -402,13 +402,9 @@ def _is_constant(part: Any) -> bool:
     if isinstance(part, Transformed):
         return constant(part.transform, part.head)
     if isinstance(part, nn.Module):
-        return all(map(_is_plain, part.modules()))
+        return all(_known(type(module)) and not has_hooks(module) for module in part.modules())
     own = part if hasattr(part, "__qualname__") else type(part)  # a function, or an object that is called
     return _known(own)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return _known(type(module)) and not has_hooks(module)
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:
@@ -434,7 +430,7 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
         own = module.__dict__  # sooner told than attributes
         kind = type(module)
         if (names := _SETTINGS.get(kind)) is None:
-            names = _SETTINGS[kind] = [name for name, value in own.items() if _is_setting(name, value)]
+            names = _SETTINGS[kind] = [n for n in own.keys() - _TORCHS if isinstance(own[n], Hashable)]
         found += kind, own["training"]
         if names:
             found += map(own.get, names)
@@ -453,10 +449,6 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
 _SETTINGS: dict[type, list[str]] = {}
 """Names of attributes that are neither parts nor those of every module, by class."""
 _TORCHS = frozenset(nn.Module().__dict__)
-
-
-def _is_setting(name: str, value: object) -> bool:
-    return name not in _TORCHS and isinstance(value, Hashable)
 
 
 def _known(code: Any) -> bool:
