@@ -271,8 +271,6 @@ class Normalize(nn.Module):
         share = number / total
         change = mean - self.mean
         spread = (1 - share) * self.variance + share * variance + share * (1 - share) * change.square()
-        if self.count == 0:
-            spread = variance
         self.mean += (share * change).to(self.mean.dtype)
         spread = torch.maximum(spread, (_ROUNDING * self.mean.double()).square())
         self.variance.copy_(spread.clamp(max=torch.finfo(self.variance.dtype).max))
