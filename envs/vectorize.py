@@ -250,7 +250,6 @@ def _make(
     restarts: int,
     apart: dict[str, Any],
 ) -> VectorEnv[Any, Any, Any]:
-    missing = f"{spec.id} has no vector version of its own"
     theirs = (None, "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
     if spec.vector_entry_point in theirs and vectorization in ("auto", "vector_entry_point"):
         # None is what an environment has anyway, and our versions draw nothing.
@@ -258,11 +257,10 @@ def _make(
         try:
             spec, kwargs = _with_vector_version(spec, own_kwargs), own_kwargs
         except ValueError as error:
-            missing = str(error)
+            if vectorization == "vector_entry_point" and spec.vector_entry_point is None:
+                raise ValueError(f"{error}: take sync or async") from None
     own = spec.vector_entry_point
     chosen: dict[str, Any] = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
-    if vectorization == "vector_entry_point" and own is None:
-        raise ValueError(f"{missing}: take sync or async")
     creator: Any = None
     if own is not None and vectorization in ("auto", "vector_entry_point"):
         creator = load_env_creator(own) if isinstance(own, str) else own
