@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pgce import processes
+from pgce import disk, processes
+from pgce.disk import write_file
 
 __all__ = [
     "Checkpoint",
@@ -48,7 +49,6 @@ _LIMIT = 2**36  # bytes of one set of files: 64 GiB
 _OWN_FILES = "model", "optimizer"  # these keys of a state get a safetensors file each
 _SUFFIX = ".safetensors"
 _NAME = re.compile(r"([0-9]{12,18})(~?)")  # "~": set aside while one of the same step takes its place
-_LEFTOVER = re.compile(r"\..+\.([0-9]+)\.tmp")
 _ARRAYS = {"bool", "float16", "float32", "float64", "complex64"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }  # what safetensors holds as it is; of other kinds it holds the bytes
@@ -136,20 +136,20 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     _tidy(folder)
     path = folder / f"{step:012d}"
-    temporary = _hidden(path)
+    temporary = disk.hidden(path)
     try:
         temporary.mkdir()
         for name, content in files.items():
-            _write(temporary / name, content)
-        _write(temporary / _MANIFEST, _manifest(files, step))
-        _sync(temporary)
-        _swap(temporary, path)
-        _sync(folder)
+            disk.write(temporary / name, content)
+        disk.write(temporary / _MANIFEST, _manifest(files, step))
+        disk.sync(temporary)
+        disk.swap(temporary, path)
+        disk.sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for link in ("last", "best") if best else ("last",):
-        _link(folder / link, path.name)
-    _sync(folder)
+        disk.link(folder / link, path.name)
+    disk.sync(folder)
     _prune(folder, step, keep)
     return path
 
@@ -405,26 +405,6 @@ def load_files(folder: Path, step: int | None = None) -> dict[str, bytes]:
         if hashlib.sha256(files[name]).hexdigest() != sha256:
             raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the one in {_MANIFEST}")
     return files
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one, never a torn one.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> from pgce.checkpoint import write_file
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> write_file(folder / "result.json", b"{}")
-        >>> [file.name for file in folder.iterdir()]
-        ['result.json']
-    """
-    temporary = _hidden(path)
-    try:
-        _write(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def load_model(run: Path) -> dict[str, Tensor]:
@@ -686,9 +666,6 @@ def _array(content: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any
     return np.ndarray(shape, kind, content or b"\0").copy()
 
 
-# Files and folders.
-
-
 def _dump(tree: Any) -> bytes:
     return (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
 
@@ -699,18 +676,6 @@ def _manifest(files: Mapping[str, bytes], step: int | None = None) -> bytes:
         for name, content in files.items()
     }
     return _dump({"format": _FORMAT, "step": step, "files": listed})
-
-
-def _hidden(path: Path) -> Path:
-    """The name under which something is made that is to be called `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read(path: Path, size: int | None) -> bytes:
@@ -729,53 +694,6 @@ def _read(path: Path, size: int | None) -> bytes:
         raise CheckpointError(f"{path} is damaged: it has {info.st_size} bytes, not {size}")
     with path.open("rb") as file:
         return file.read(info.st_size)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder reach the disk."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(temporary: Path, path: Path) -> None:
-    """Give a folder its name. One that had it is set aside meanwhile, where it can still be loaded."""
-    if not os.path.lexists(path):
-        temporary.replace(path)
-        return
-    aside = path.with_name(f"{path.name}~")
-    path.replace(aside)
-    try:
-        temporary.replace(path)
-    except BaseException:
-        aside.replace(path)
-        raise
-    _remove(aside)
-
-
-def _link(path: Path, target: str) -> None:
-    if path.is_dir() and not path.is_symlink():  # of a copy made by a program that follows links
-        _remove(path)
-    temporary = _hidden(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.symlink_to(target, target_is_directory=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder; a folder first loses its name, so that no half of one is found."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        hidden = _hidden(path)
-        path.replace(hidden)
-        shutil.rmtree(hidden)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -797,7 +715,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
         kept.remove(target)
     for path in found:
         if path.name not in kept:
-            _remove(path)
+            disk.remove(path)
 
 
 def _tidy(folder: Path) -> None:
@@ -805,21 +723,8 @@ def _tidy(folder: Path) -> None:
     for path in list(folder.iterdir()):
         if path.name[-1] == "~" and _NAME.fullmatch(path.name):
             if os.path.lexists(named := path.with_name(path.name[:-1])):
-                _remove(path)
+                disk.remove(path)
             else:
                 path.replace(named)
-        elif (match := _LEFTOVER.fullmatch(path.name)) and not _alive(int(match[1])):
-            _remove(path)
-
-
-def _alive(pid: int) -> bool:
-    """Whether another process of this number runs. In a container the one that died may have had ours."""
-    if pid == os.getpid() or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        elif disk.is_left(path):
+            disk.remove(path)

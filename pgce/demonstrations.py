@@ -15,8 +15,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from pgce.checkpoint import write_file
 from pgce.choices import Continuous
+from pgce.disk import write_file
 from pgce.envs.soundness import limits
 from pgce.returns import discounted
 from pgce.rollout import Collector, told_mask

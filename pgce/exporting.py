@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgce.checkpoint import write_file
+from pgce.disk import write_file
 from pgce.heads import PolicyHead
 
 __all__ = ["export"]

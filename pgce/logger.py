@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve, text
 
-from pgce.checkpoint import write_file
+from pgce.disk import write_file
 
 __all__ = ["LAYOUT", "METRICS", "SHOWN", "TAGS", "Bar", "Logger", "due"]
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_types
+from pgce.disk import write_file
 from pgce.flags import from_config, home_of, parse, program_of, words_of
 from pgce.folders import Lock, differences, named, stamped
 from pgce.outcomes import Several, refuse, train_each, train_or_exit
@@ -332,7 +333,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *exception: object) -> None:
-        from pgce.checkpoint import CheckpointError, write_file
+        from pgce.checkpoint import CheckpointError
 
         self.logger.close()
         if kind is not None and issubclass(kind, CheckpointError):  # what is there is of other settings
@@ -347,11 +348,8 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file into the run's folder."""
-        from pgce.checkpoint import write_file
-
-        if processes.rank() > 0:
-            return
-        write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        if processes.rank() == 0:
+            write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def say(self, **facts: str) -> None:
         """Print facts, a line each, unless the run is quiet."""

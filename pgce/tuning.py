@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from pgce import agents
+from pgce.disk import write_file
 from pgce.flags import parse
 from pgce.folders import stamped
 from pgce.policy_gradient import Agent
@@ -138,7 +139,6 @@ def tune(
     except ImportError as error:
         raise ImportError('a search needs optuna: pip install "pgce[tune]"') from error
 
-    from pgce.checkpoint import write_file
     from pgce.metrics import interquartile_mean
 
     start = agent_class.preset(env_id, **{"stop_at_threshold": False, **settings})
