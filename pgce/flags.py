@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-__all__ = ["from_config", "home_of", "nearest", "pairs", "parse", "program_of", "words_of"]
+__all__ = ["from_config", "home_of", "nearest", "pairs", "parse", "program_of", "value_of", "words_of"]
 
 T = TypeVar("T")
 
@@ -156,6 +156,22 @@ def program_of(kind: type[Any]) -> list[str]:
             return ["python", os.path.relpath(file)]
         module = f"pgce.agents.{file.stem}" if spec is None else spec.name
     return ["python", "-m", module]
+
+
+def value_of(words: Sequence[str], *flags: str) -> str | None:
+    """The value of the last of these flags among the words; None where there is none.
+
+    Example:
+        >>> from pgce.flags import value_of
+        >>> value_of(["--seed", "3", "--env_id=Taxi-v4"], "--env", "--env-id")
+        'Taxi-v4'
+    """
+    found = None
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in flags:
+            found = value if equals else following
+    return found
 
 
 def pairs(words: Sequence[str]) -> dict[str, Any]:

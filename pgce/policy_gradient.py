@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from pgce import envs, processes
 from pgce.choices import Continuous, Memory, Network, Schedule, Std, check_type
 from pgce.envs.vectorize import Vectorization
-from pgce.flags import pairs, words_of
+from pgce.flags import pairs, value_of, words_of
 from pgce.run import Also, Learner, Run
 
 if TYPE_CHECKING:  # torch costs two seconds, which `--help` need not pay
@@ -144,12 +144,8 @@ class Agent(Learner):
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Self:
         """The preset of the environment that a command line names."""
-        env_id = cls.env_id
-        for word, following in zip(words, [*words, ""][1:], strict=True):
-            name, equals, value = word.partition("=")
-            if name.replace("_", "-") in ("--env", "--env-id"):
-                env_id = value if equals else following
-        return cls.preset(env_id)
+        env_id = value_of(words, "--env", "--env-id")
+        return cls.preset(cls.env_id if env_id is None else env_id)
 
     def defaults(self) -> Agent:
         """The preset of the environment, whose name is itself told unless it is the default."""

@@ -22,7 +22,7 @@ import numpy as np
 from pgce import processes
 from pgce.choices import Activation, OptimizerName, Resume, Schedule, check_types
 from pgce.disk import write_file
-from pgce.flags import from_config, home_of, parse, program_of, words_of
+from pgce.flags import from_config, home_of, parse, program_of, value_of, words_of
 from pgce.folders import Lock, differences, named, stamped
 from pgce.outcomes import Several, refuse, train_each, train_or_exit
 from pgce.records import MAY_CHANGE, STOPS, UNSHOWN, Record, read_json
@@ -494,11 +494,10 @@ def main(
     words = sys.argv[1:] if words is None else words
     flags: Any = dataclasses.make_dataclass(learner.__name__, [], bases=(learner, Several), kw_only=True)
     default = flags.from_words(words) if hasattr(flags, "from_words") else None
-    config = [f for w, f in zip(words, [*words, ""][1:], strict=True) if w == "--config"]
-    config += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    if config:
+    config = value_of(words, "--config")
+    if config is not None:
         try:
-            default = flags(**vars(from_config(learner, config[-1])))
+            default = flags(**vars(from_config(learner, config)))
         except (ValueError, OSError) as error:
             refuse(error)
     given = parse(flags, words, prog=prog, description=description, default=default)
