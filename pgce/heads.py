@@ -299,13 +299,11 @@ class Gaussian:
         scale = log_scale.exp() if isinstance(log_scale, Tensor) else math.exp(log_scale)
         return mean + scale * _room(mean).normal_(generator=generator)
 
-    def mode(self, logits: Tensor) -> Tensor:
-        """The mean."""
+    def mean(self, logits: Tensor) -> Tensor:
+        """The mean μ, which is the mode too."""
         return self._parameters(logits)[0]
 
-    def mean(self, logits: Tensor) -> Tensor:
-        """The mean μ."""
-        return self._parameters(logits)[0]
+    mode = mean
 
     def _parameters(self, logits: Tensor) -> tuple[Tensor, Tensor | float]:
         if self.scale != "learned":
@@ -378,13 +376,11 @@ class Laplace:
         first, second = (_room(logits).exponential_(generator=generator) for _ in range(2))
         return logits + self.scale * (first - second)
 
-    def mode(self, logits: Tensor) -> Tensor:
-        """The location μ."""
+    def mean(self, logits: Tensor) -> Tensor:
+        """The location μ, which is the mode too."""
         return logits
 
-    def mean(self, logits: Tensor) -> Tensor:
-        """The location μ."""
-        return logits
+    mode = mean
 
 
 @dataclass(frozen=True)
