@@ -160,155 +160,6 @@ class _Training:
             self._say(device)
             vars(self).pop("level", None)  # that of the checkpoint: what can be saved now is tried anew
 
-    def _begin_from(self, folder: Path) -> Exception | None:
-        """Begin as another policy; what is wrong with it, if a run that goes on may not need it."""
-        agent = self.agent
-        try:
-            with _named():
-                self._check_start(folder)
-                begin_from(folder, self.model)
-        except (OSError, ValueError) as error:
-            if agent.run is None or not (Path(agent.runs_dir) / agent.run / "attempts.json").exists():
-                raise
-            return error
-        return None
-
-    def _check_start(self, folder: Path) -> None:
-        """Refuse weights that mean something else here, which no shape tells."""
-        config = read_json(folder / "config.json", {})
-        for name in ("activation", "continuous"):
-            own = getattr(self.agent, name)
-            if (its := config.get(name, own)) != own:
-                raise ValueError(
-                    f"a policy begins as another of the same {name}: {its} in {folder}, here {own}"
-                )
-
-    def _say(self, device: torch.device) -> None:
-        """Tell what will be done."""
-        agent, goal, examples = self.agent, self.evaluation.threshold, self.examples
-        apart = getattr(self.collector.envs.unwrapped, "processes", None)
-        how = self.collector.mode.name + (f", in {len(apart)} processes" if apart else "")
-        source = f"{agent.num_envs} environments ({how}) × {agent.num_steps} steps"
-        if examples is not None:
-            source = f"{len(examples):,} examples that were recorded"
-        ends = "at the end of the budget"
-        if goal is not None:
-            ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
-        terms = self.trainer.terms.items()
-        self.run.say(
-            learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
-            minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms),
-            collects=f"{source}, {agent.total_timesteps:,} {self.unit} at most",
-            stops=ends,
-            folder=str(self.run.path),
-        )
-        if self.run.attempt > 1:
-            how = f"at {self.steps:,} {self.unit}, the {self.run.attempt}. attempt"
-            self.run.say(resumes=f"{how}; {self._exactness}")
-
-    @property
-    def _exactness(self) -> str:
-        """In words, how exactly a run goes on that is resumed."""
-        if not self.unsaved:
-            return _LEVELS[self.level]
-        how = "" if self.level == "exact" else f"{_LEVELS[self.level]}, and "
-        kind = type(self.agent).__name__
-        return f"{how}without {', '.join(self.unsaved)}, which {kind}.state_dict does not give"
-
-    def _unsaved(self) -> list[str]:
-        """What an agent keeps beside its settings, if it does not say what of it is to be saved."""
-        if type(self.current).state_dict is not Agent.state_dict:
-            return []
-        settings = {field.name for field in dataclasses.fields(self.agent)}
-        return sorted(vars(self.current).keys() - settings - _GIVEN)
-
-    @cached_property
-    def level(self) -> str:
-        """How exactly the environments can be resumed."""
-        agent = self.agent
-        options = {**agent.env_options, "env_restarts": 0}  # it fails at the first fault
-        if isinstance(self.collector.envs, AsyncVectorEnv):
-            options["vectorization"] = "sync"  # whose states are the same
-        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on as if it had not been stopped: plain data and tensors."""
-        try:
-            collector = self.collector.state_dict(environments=self.level == "exact")
-        except ValueError:  # the environments hold something now that they did not when it was tried
-            self.level = "reseeded"
-            collector = self.collector.state_dict(environments=False)
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.trainer.optimizer.state_dict(),
-            "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
-            "collector": collector,
-            "kept": [rollout.state_dict() for rollout in self.kept],
-            "recent": [list(episode) for episode in self.recent],
-            "steps": self.steps,
-            "round": self.round,
-            "stopped": self.stopped,
-            "seconds": self.run.seconds,
-            "spent": dict(self.run.spent),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "groups": self.groups.n_children_spawned,
-            "shuffle": self.shuffle.get_state(),
-            "random": torch.get_rng_state(),
-            "evaluation": self.evaluation.state_dict(),
-            "played": self.evaluation.played() if self.level == "exact" else None,
-            "level": self.level,
-            "agent": self.current.state_dict(),
-            "unsaved": self._unsaved(),
-            "scale": None if self.model.reward_scale is None else self.model.reward_scale.running,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` told."""
-        check_like("model", state["model"], self.model.state_dict())
-        self.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
-        if self.agent.lag > 1:  # where there was none, the policy that acted was the model's own
-            self.acting.load_state_dict(state["acting"] or self.model.policy.state_dict())
-        fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
-        reseed, level = int(fresh.generate_state(1)[0]), state["level"]
-        try:
-            self.collector.load_state_dict(state["collector"], reseed=reseed)
-        except ValueError as error:  # a state that came after all that was tried
-            warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
-            self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
-            level = "reseeded"
-        if level != "reseeded" and self.model.reward_scale is not None:
-            self.model.reward_scale.running.copy_(state["scale"])
-        place = self.collector.device
-        self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
-        self.recent.extend(map(tuple, state["recent"]))
-        self.steps, self.round = state["steps"], state["round"]
-        ends = {"after", "threshold"} if self.agent.stop_at_threshold else {"after"}
-        self.stopped = state["stopped"] if state["stopped"] in ends else "budget"
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
-        self.shuffle.set_state(state["shuffle"])
-        self.evaluation.load_state_dict(state["evaluation"])
-        if state.get("played") is not None:
-            self.evaluation.restore(state["played"])
-        self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
-        self.unsaved, self.level = state.get("unsaved", []), level
-        self.run.restored(state["seconds"], state["spent"])
-        torch.set_rng_state(state["random"])  # last: what is built draws from it
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do in a run that is resumed."""
-        budget = self.agent.total_timesteps
-        piece = 1 if self.examples is not None else self.agent.num_envs * self.agent.num_steps
-        return self.stopped != "budget" or (self.steps > 0 and self.steps + piece > budget)
-
-    @property
-    def unit(self) -> str:
-        """What the budget counts."""
-        return "steps" if self.examples is None else "examples"
-
     def __call__(self) -> Run:
         """Learn until the end, and tell the result."""
         agent, run, evaluation = self.agent, self.run, self.evaluation
@@ -340,6 +191,18 @@ class _Training:
                 run.say(spent=f"{spent}; the rest of {run.seconds:.2f} s of training in updates")
             run.finish(self.model, result, ended)
         return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do in a run that is resumed."""
+        budget = self.agent.total_timesteps
+        piece = 1 if self.examples is not None else self.agent.num_envs * self.agent.num_steps
+        return self.stopped != "budget" or (self.steps > 0 and self.steps + piece > budget)
+
+    @property
+    def unit(self) -> str:
+        """What the budget counts."""
+        return "steps" if self.examples is None else "examples"
 
     def _rounds(self) -> Iterator[Iterable[Batch]]:
         """A rollout each."""
@@ -439,10 +302,6 @@ class _Training:
         run.ended_round()
         return self.stopped != "budget"
 
-    def _save(self) -> None:
-        self.run.logger.flush()  # what was logged until a checkpoint is not lost after it
-        self.run.checkpoints.save(self.steps, self.state_dict(), _OWN)
-
     def _log(self, reports: dict[str, Report]) -> None:
         """Write what the round came to."""
         run, kept = self.run, due(self.round, _KEPT)
@@ -451,6 +310,34 @@ class _Training:
                 values = self.values = self._numbers(reports)
                 run.logger.scalars(self.steps, values, kept=kept)
                 run.bar.update(self.steps, _shown(values))
+
+    def _numbers(self, reports: dict[str, Report]) -> dict[str, float]:
+        """What a round came to, by tag."""
+        run, optimizer = self.run, self.trainer.optimizer
+        if processes.size() > 1:  # each has its rows' share of a loss
+            losses = processes.sum_of([report.loss.item() for report in reports.values()])
+            pairs = zip(reports.items(), losses, strict=True)
+            reports = {
+                name: dataclasses.replace(each, loss=each.loss.new_tensor(x)) for (name, each), x in pairs
+            }
+        values = {
+            **summary({name: _of_all(report) for name, report in reports.items()}, self.trainer.terms),
+            **hooks.metrics(self.current, reports),
+            "train/learning_rate": optimizer.last_rate,
+            "train/grad_norm": optimizer.grad_norm,
+            "train/skipped": optimizer.skipped,
+            "time/fps": self.steps / run.seconds,
+            "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
+        }
+        if self.examples is None:
+            collecting = run.spent["collect"]
+            values["time/collect_fps"] = self.steps / collecting
+            values["time/learn_fps"] = self.steps / (run.seconds - collecting)
+        if self.recent:
+            returns, lengths = zip(*self.recent, strict=True)
+            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = fmean(returns), fmean(lengths)
+            values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = min(returns), max(returns)
+        return values
 
     def _evaluate(self, first: Report) -> None:
         """Evaluate, and note if that ends the run. Sometimes write what the first term saw, and a film."""
@@ -504,33 +391,146 @@ class _Training:
                 hint=f"a network of {size:,} parameters is often faster with --device cpu than on a GPU"
             )
 
-    def _numbers(self, reports: dict[str, Report]) -> dict[str, float]:
-        """What a round came to, by tag."""
-        run, optimizer = self.run, self.trainer.optimizer
-        if processes.size() > 1:  # each has its rows' share of a loss
-            losses = processes.sum_of([report.loss.item() for report in reports.values()])
-            pairs = zip(reports.items(), losses, strict=True)
-            reports = {
-                name: dataclasses.replace(each, loss=each.loss.new_tensor(x)) for (name, each), x in pairs
-            }
-        values = {
-            **summary({name: _of_all(report) for name, report in reports.items()}, self.trainer.terms),
-            **hooks.metrics(self.current, reports),
-            "train/learning_rate": optimizer.last_rate,
-            "train/grad_norm": optimizer.grad_norm,
-            "train/skipped": optimizer.skipped,
-            "time/fps": self.steps / run.seconds,
-            "time/epoch": self.round if self.examples is None else self.steps / len(self.examples),
+    def _save(self) -> None:
+        self.run.logger.flush()  # what was logged until a checkpoint is not lost after it
+        self.run.checkpoints.save(self.steps, self.state_dict(), _OWN)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on as if it had not been stopped: plain data and tensors."""
+        try:
+            collector = self.collector.state_dict(environments=self.level == "exact")
+        except ValueError:  # the environments hold something now that they did not when it was tried
+            self.level = "reseeded"
+            collector = self.collector.state_dict(environments=False)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
+            "collector": collector,
+            "kept": [rollout.state_dict() for rollout in self.kept],
+            "recent": [list(episode) for episode in self.recent],
+            "steps": self.steps,
+            "round": self.round,
+            "stopped": self.stopped,
+            "seconds": self.run.seconds,
+            "spent": dict(self.run.spent),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "groups": self.groups.n_children_spawned,
+            "shuffle": self.shuffle.get_state(),
+            "random": torch.get_rng_state(),
+            "evaluation": self.evaluation.state_dict(),
+            "played": self.evaluation.played() if self.level == "exact" else None,
+            "level": self.level,
+            "agent": self.current.state_dict(),
+            "unsaved": self._unsaved(),
+            "scale": None if self.model.reward_scale is None else self.model.reward_scale.running,
         }
-        if self.examples is None:
-            collecting = run.spent["collect"]
-            values["time/collect_fps"] = self.steps / collecting
-            values["time/learn_fps"] = self.steps / (run.seconds - collecting)
-        if self.recent:
-            returns, lengths = zip(*self.recent, strict=True)
-            values["rollout/ep_rew_mean"], values["rollout/ep_len_mean"] = fmean(returns), fmean(lengths)
-            values["rollout/ep_rew_min"], values["rollout/ep_rew_max"] = min(returns), max(returns)
-        return values
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` told."""
+        check_like("model", state["model"], self.model.state_dict())
+        self.model.load_state_dict(state["model"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        if self.agent.lag > 1:  # where there was none, the policy that acted was the model's own
+            self.acting.load_state_dict(state["acting"] or self.model.policy.state_dict())
+        fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
+        reseed, level = int(fresh.generate_state(1)[0]), state["level"]
+        try:
+            self.collector.load_state_dict(state["collector"], reseed=reseed)
+        except ValueError as error:  # a state that came after all that was tried
+            warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
+            self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
+            level = "reseeded"
+        if level != "reseeded" and self.model.reward_scale is not None:
+            self.model.reward_scale.running.copy_(state["scale"])
+        place = self.collector.device
+        self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
+        self.recent.extend(map(tuple, state["recent"]))
+        self.steps, self.round = state["steps"], state["round"]
+        ends = {"after", "threshold"} if self.agent.stop_at_threshold else {"after"}
+        self.stopped = state["stopped"] if state["stopped"] in ends else "budget"
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
+        self.shuffle.set_state(state["shuffle"])
+        self.evaluation.load_state_dict(state["evaluation"])
+        if state.get("played") is not None:
+            self.evaluation.restore(state["played"])
+        self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
+        self.unsaved, self.level = state.get("unsaved", []), level
+        self.run.restored(state["seconds"], state["spent"])
+        torch.set_rng_state(state["random"])  # last: what is built draws from it
+
+    @cached_property
+    def level(self) -> str:
+        """How exactly the environments can be resumed."""
+        agent = self.agent
+        options = {**agent.env_options, "env_restarts": 0}  # it fails at the first fault
+        if isinstance(self.collector.envs, AsyncVectorEnv):
+            options["vectorization"] = "sync"  # whose states are the same
+        return exactness(lambda: envs.make(agent.env_id, min(agent.num_envs, 4), **options))
+
+    def _unsaved(self) -> list[str]:
+        """What an agent keeps beside its settings, if it does not say what of it is to be saved."""
+        if type(self.current).state_dict is not Agent.state_dict:
+            return []
+        settings = {field.name for field in dataclasses.fields(self.agent)}
+        return sorted(vars(self.current).keys() - settings - _GIVEN)
+
+    @property
+    def _exactness(self) -> str:
+        """In words, how exactly a run goes on that is resumed."""
+        if not self.unsaved:
+            return _LEVELS[self.level]
+        how = "" if self.level == "exact" else f"{_LEVELS[self.level]}, and "
+        kind = type(self.agent).__name__
+        return f"{how}without {', '.join(self.unsaved)}, which {kind}.state_dict does not give"
+
+    def _say(self, device: torch.device) -> None:
+        """Tell what will be done."""
+        agent, goal, examples = self.agent, self.evaluation.threshold, self.examples
+        apart = getattr(self.collector.envs.unwrapped, "processes", None)
+        how = self.collector.mode.name + (f", in {len(apart)} processes" if apart else "")
+        source = f"{agent.num_envs} environments ({how}) × {agent.num_steps} steps"
+        if examples is not None:
+            source = f"{len(examples):,} examples that were recorded"
+        ends = "at the end of the budget"
+        if goal is not None:
+            ends = f"when {agent.eval_episodes} evaluation episodes average {goal:g}, twice in a row"
+        terms = self.trainer.terms.items()
+        self.run.say(
+            learner=f"{agent.learner} on {agent.env_id}, seed {agent.seed}, {device}",
+            minimises=" + ".join(f"{t.coefficient:g} · mean(w · H) of {n}" for n, t in terms),
+            collects=f"{source}, {agent.total_timesteps:,} {self.unit} at most",
+            stops=ends,
+            folder=str(self.run.path),
+        )
+        if self.run.attempt > 1:
+            how = f"at {self.steps:,} {self.unit}, the {self.run.attempt}. attempt"
+            self.run.say(resumes=f"{how}; {self._exactness}")
+
+    def _begin_from(self, folder: Path) -> Exception | None:
+        """Begin as another policy; what is wrong with it, if a run that goes on may not need it."""
+        agent = self.agent
+        try:
+            with _named():
+                self._check_start(folder)
+                begin_from(folder, self.model)
+        except (OSError, ValueError) as error:
+            if agent.run is None or not (Path(agent.runs_dir) / agent.run / "attempts.json").exists():
+                raise
+            return error
+        return None
+
+    def _check_start(self, folder: Path) -> None:
+        """Refuse weights that mean something else here, which no shape tells."""
+        config = read_json(folder / "config.json", {})
+        for name in ("activation", "continuous"):
+            own = getattr(self.agent, name)
+            if (its := config.get(name, own)) != own:
+                raise ValueError(
+                    f"a policy begins as another of the same {name}: {its} in {folder}, here {own}"
+                )
 
 
 @contextmanager
