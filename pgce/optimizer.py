@@ -178,19 +178,6 @@ class Optimizer:
             self.not_finite, self._rate, self._pull = torch.zeros(3, device=self.device)
             self._told = (0.0, 0.0)  # the last two, as they are there
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_recorded": None, "_play": None}  # a recording is of these tensors only
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)  # in which each tensor has memory of its own: they are laid flat again
-        old, kept = self._flat, self.torch_optimizer.state
-        self._lay()
-        for group in self.torch_optimizer.param_groups:
-            group["params"] = self._flat
-        for flat, now in zip(old, self._flat, strict=True):
-            if flat in kept:
-                kept[now] = kept.pop(flat)
-
     def _lay(self) -> None:
         """Lay the parameters, and their gradients, into flat ones."""
         self._flat, self._values, self._views = _flatten(self._parameters)
@@ -242,6 +229,225 @@ class Optimizer:
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Inside, backward leaves each gradient where it made it; then all go to the flat ones at once.
+
+        What was there before goes.
+        """
+        self.adopt_gradients()
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            made, views, none = list[Tensor](), list[Tensor](), list[Tensor]()
+            for parameter, view in zip(self._parameters, self._views, strict=True):
+                if (gradient := parameter.grad) is None:
+                    none.append(view)
+                else:
+                    made.append(gradient.to_dense() if gradient.is_sparse else gradient)
+                    views.append(view)
+                parameter.grad = view
+            if made:
+                torch._foreach_copy_(views, made)
+            if none:
+                torch._foreach_zero_(none)
+
+    def adopt_gradients(self) -> None:
+        """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer.
+
+        So do the parameters; those that do not require a gradient any more are left alone by updates.
+
+        Raises:
+            ValueError: a parameter has another shape, type or device than it had, or one that was left alone
+                requires a gradient now.
+        """
+        if late := sum(parameter.requires_grad for parameter in self._others):
+            raise ValueError(
+                "what is to learn requires a gradient when the optimizer is made: "
+                f"{late} of the parameters that it left alone do so now (fit once more, or make another)"
+            )
+        self._frozen = []
+        laid = zip(self._parameters, self._values, self._places, self._views, strict=True)
+        for parameter, value, place, view in laid:
+            if not parameter.requires_grad:
+                self._frozen.append(value)
+            if parameter.data_ptr() != place:
+                self._take_back(parameter, value)
+            if parameter.grad is not view:
+                if parameter.grad is None:
+                    view.zero_()
+                else:
+                    view.copy_(parameter.grad)
+                parameter.grad = view
+
+    @staticmethod
+    def _take_back(parameter: nn.Parameter, own: Tensor) -> None:
+        """What a parameter holds that someone put elsewhere, in the place of its own."""
+        now = parameter.data
+        if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
+            raise ValueError(
+                f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
+            )
+        parameter.data = own.copy_(now)
+
+    def step(self) -> None:
+        """One update from the gradients that `backward` left, which are then zero again.
+
+        Gradients of several processes add up. One that is not finite changes nothing.
+
+        Raises:
+            FloatingPointError: the gradient was not finite more often in a row than `max_skips`. Parameters
+                and optimizer state are as before. (Where updates are deferred, `look` raises it.)
+        """
+        self.adopt_gradients()
+        self.update()
+
+    def update(self) -> None:
+        """As `step`, of gradients that lie in the flat buffer, where `adopt_gradients` puts them."""
+        if self.deferred:
+            self.set_rates()
+            self.launch()
+            self.launched()
+            return
+        if self._scaler is not None:
+            self._scaler.unscale_(self.torch_optimizer)
+        gradients, norm = self._gradients()
+        self._grad_norm = norm.item()
+        if not math.isfinite(self._grad_norm):
+            self.drop_gradients()
+            self.skipped += 1
+            if self._scaler is not None:
+                scale = self._scaler.get_scale()
+                self._scaler.update(max(scale / 2, 1.0))  # in all processes
+                if scale >= 2:
+                    return
+            self._in_a_row += 1
+            if self._in_a_row <= self.max_skips:
+                return
+            often = f", {self._in_a_row} times in a row" if self.max_skips else ""
+            raise self._failure(often)
+        self._in_a_row = 0
+        if self.max_grad_norm is not None:
+            scale = self.max_grad_norm / (self._grad_norm + 1e-6)  # as torch's clip_grad_norm_
+            if scale < 1:
+                for gradient in gradients:
+                    gradient.mul_(scale)
+        self._move(self._torch_step)
+        self.drop_gradients()
+        if self._scaler is not None:
+            self._scaler.update()
+        self.steps += 1
+        for average, flat in zip(self._average, self._flat, strict=False):
+            average.lerp_(flat.detach(), self._share(self.steps))
+
+    def _gradients(self) -> tuple[list[Tensor], Tensor]:
+        """The flat gradients, of all processes, and their norm."""
+        gradients = [processes.total(flat.grad) for flat in self._flat if flat.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        return gradients, norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+    def _torch_step(self) -> None:
+        """The update as torch makes it; a CPU replays a fused one, to whose kernel torch takes a long way."""
+        groups, rate = self.torch_optimizer.param_groups, self._cpu_rate
+        for group in groups:
+            group["lr"] = self.learning_rate if rate is None else rate
+        tape: Tape | None = None
+        if rate is not None:
+            if self._cpu_told != (now := self.learning_rate):
+                rate.fill_(now)
+                self._cpu_told = now
+            settings = [value for group in groups for name, value in group.items() if name != "params"]
+            kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
+            state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
+            if state != self._recorded:
+                self._recorded, self._play = state, None
+            elif self._play is not None:
+                self._play()
+                return
+            else:
+                tape = Tape()
+        with tape or nullcontext():
+            self.torch_optimizer.step()
+        if tape is not None and tape.whole:
+            self._play = tape.close([])[0]
+
+    def _move(self, update: Callable[[], object]) -> None:
+        """An update that leaves frozen parameters alone, which momentum and decay would still move."""
+        kept = [value.clone() for value in self._frozen]
+        update()
+        for value, before in zip(self._frozen, kept, strict=True):
+            value.copy_(before)
+
+    def drop_gradients(self) -> None:
+        """Gradients are zero again."""
+        for flat in self._flat:
+            if flat.grad is not None:
+                flat.grad.zero_()
+
+    def set_rates(self) -> None:
+        """Tell the device what the next update's learning rate is, and how far the average follows."""
+        rates = self.learning_rate, self._share(self.steps + 1)
+        for tensor, rate, told in zip((self._rate, self._pull), rates, self._told, strict=True):
+            if rate != told:
+                tensor.fill_(rate)
+        self._told = rates
+
+    def launch(self) -> None:
+        """An update as the device makes it by itself: all of it can be recorded, and replayed."""
+        norm = self._gradients()[1]
+        fine = self.not_finite == 0
+        torch.where(fine, norm, self._norm, out=self._norm)  # the first that is not finite stays
+        torch.ne(0 * self._norm, 0, out=self.not_finite)
+        self._missed += self.not_finite
+        for group in self.torch_optimizer.param_groups:
+            group["lr"] = self._rate
+        how: Any = self.torch_optimizer  # whose kernel divides gradients, and changes nothing, by these two
+        how.found_inf = self.not_finite
+        if self.max_grad_norm is not None:
+            how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
+        self._move(how.step)
+        how.grad_scale = how.found_inf = None
+        self.drop_gradients()
+        for average, flat in zip(self._average, self._flat, strict=False):
+            average.lerp_(flat.detach(), (self._pull * (1 - self.not_finite)).to(flat.dtype))
+
+    def launched(self) -> None:
+        """Count an update that was launched; now and then, look."""
+        self.steps += 1
+        self._unseen += 1
+        if self._unseen >= _LOOK:
+            self.look()
+
+    def look(self) -> None:
+        """Wait for the updates launched since the last look, if there are any.
+
+        Raises:
+            FloatingPointError: a gradient was not finite. Parameters and optimizer state are as before that
+                update: neither it nor those launched after it were made.
+        """
+        if not self._unseen:
+            return
+        self._grad_norm, missed = torch.stack([self._norm, self._missed]).tolist()
+        self.steps -= int(missed)
+        self._forget()
+        if not math.isfinite(self._grad_norm):
+            self.skipped += 1
+            raise self._failure()
+
+    def _forget(self) -> None:
+        """Begin to count anew what is launched."""
+        self._unseen = 0
+        for tensor in (self._norm, self._missed, self.not_finite):
+            tensor.zero_()
+
+    def _failure(self, often: str = "") -> FloatingPointError:
+        return FloatingPointError(
+            f"the gradient must be finite: its norm is {self._grad_norm} at update {self.steps}{often}; "
+            "parameters and optimizer are left as they were"
+        )
+
+    @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the parameters are their moving average; without one, nothing changes."""
         kept = [flat.detach().clone() for flat in self._flat] if self._average else []
@@ -261,6 +467,15 @@ class Optimizer:
         if all(map(torch.equal, self._flat, self._average)):
             self._load(self._trained)
         self._trained = []
+
+    def _share(self, steps: int) -> float:
+        """How far the average goes to the parameters after so many updates."""
+        return 0.0 if self.ema_decay is None else 1 - min(self.ema_decay, (1 + steps) / (10 + steps))
+
+    def _load(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for flat, value in zip(self._flat, values, strict=False):
+                flat.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that updates leave beside the parameters, as nested plain data.
@@ -355,233 +570,18 @@ class Optimizer:
         other.step()
         return {str(n): dict(entries) for n, entries in other.state_dict()["state"].items()}
 
-    def _load(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for flat, value in zip(self._flat, values, strict=False):
-                flat.copy_(value)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_recorded": None, "_play": None}  # a recording is of these tensors only
 
-    def step(self) -> None:
-        """One update from the gradients that `backward` left, which are then zero again.
-
-        Gradients of several processes add up. One that is not finite changes nothing.
-
-        Raises:
-            FloatingPointError: the gradient was not finite more often in a row than `max_skips`. Parameters
-                and optimizer state are as before. (Where updates are deferred, `look` raises it.)
-        """
-        self.adopt_gradients()
-        self.update()
-
-    def update(self) -> None:
-        """As `step`, of gradients that lie in the flat buffer, where `adopt_gradients` puts them."""
-        if self.deferred:
-            self.set_rates()
-            self.launch()
-            self.launched()
-            return
-        if self._scaler is not None:
-            self._scaler.unscale_(self.torch_optimizer)
-        gradients, norm = self._gradients()
-        self._grad_norm = norm.item()
-        if not math.isfinite(self._grad_norm):
-            self.drop_gradients()
-            self.skipped += 1
-            if self._scaler is not None:
-                scale = self._scaler.get_scale()
-                self._scaler.update(max(scale / 2, 1.0))  # in all processes
-                if scale >= 2:
-                    return
-            self._in_a_row += 1
-            if self._in_a_row <= self.max_skips:
-                return
-            often = f", {self._in_a_row} times in a row" if self.max_skips else ""
-            raise self._failure(often)
-        self._in_a_row = 0
-        if self.max_grad_norm is not None:
-            scale = self.max_grad_norm / (self._grad_norm + 1e-6)  # as torch's clip_grad_norm_
-            if scale < 1:
-                for gradient in gradients:
-                    gradient.mul_(scale)
-        self._move(self._torch_step)
-        self.drop_gradients()
-        if self._scaler is not None:
-            self._scaler.update()
-        self.steps += 1
-        for average, flat in zip(self._average, self._flat, strict=False):
-            average.lerp_(flat.detach(), self._share(self.steps))
-
-    def _move(self, update: Callable[[], object]) -> None:
-        """An update that leaves frozen parameters alone, which momentum and decay would still move."""
-        kept = [value.clone() for value in self._frozen]
-        update()
-        for value, before in zip(self._frozen, kept, strict=True):
-            value.copy_(before)
-
-    def _torch_step(self) -> None:
-        """The update as torch makes it; a CPU replays a fused one, to whose kernel torch takes a long way."""
-        groups, rate = self.torch_optimizer.param_groups, self._cpu_rate
-        for group in groups:
-            group["lr"] = self.learning_rate if rate is None else rate
-        tape: Tape | None = None
-        if rate is not None:
-            if self._cpu_told != (now := self.learning_rate):
-                rate.fill_(now)
-                self._cpu_told = now
-            settings = [value for group in groups for name, value in group.items() if name != "params"]
-            kept = [value for entries in self.torch_optimizer.state.values() for value in entries.values()]
-            state = [*settings, *(value.data_ptr() for value in kept if isinstance(value, Tensor))]
-            if state != self._recorded:
-                self._recorded, self._play = state, None
-            elif self._play is not None:
-                self._play()
-                return
-            else:
-                tape = Tape()
-        with tape or nullcontext():
-            self.torch_optimizer.step()
-        if tape is not None and tape.whole:
-            self._play = tape.close([])[0]
-
-    def set_rates(self) -> None:
-        """Tell the device what the next update's learning rate is, and how far the average follows."""
-        rates = self.learning_rate, self._share(self.steps + 1)
-        for tensor, rate, told in zip((self._rate, self._pull), rates, self._told, strict=True):
-            if rate != told:
-                tensor.fill_(rate)
-        self._told = rates
-
-    def launch(self) -> None:
-        """An update as the device makes it by itself: all of it can be recorded, and replayed."""
-        norm = self._gradients()[1]
-        fine = self.not_finite == 0
-        torch.where(fine, norm, self._norm, out=self._norm)  # the first that is not finite stays
-        torch.ne(0 * self._norm, 0, out=self.not_finite)
-        self._missed += self.not_finite
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # in which each tensor has memory of its own: they are laid flat again
+        old, kept = self._flat, self.torch_optimizer.state
+        self._lay()
         for group in self.torch_optimizer.param_groups:
-            group["lr"] = self._rate
-        how: Any = self.torch_optimizer  # whose kernel divides gradients, and changes nothing, by these two
-        how.found_inf = self.not_finite
-        if self.max_grad_norm is not None:
-            how.grad_scale = ((norm + 1e-6) / self.max_grad_norm).clamp(min=1).float()
-        self._move(how.step)
-        how.grad_scale = how.found_inf = None
-        self.drop_gradients()
-        for average, flat in zip(self._average, self._flat, strict=False):
-            average.lerp_(flat.detach(), (self._pull * (1 - self.not_finite)).to(flat.dtype))
-
-    def launched(self) -> None:
-        """Count an update that was launched; now and then, look."""
-        self.steps += 1
-        self._unseen += 1
-        if self._unseen >= _LOOK:
-            self.look()
-
-    def look(self) -> None:
-        """Wait for the updates launched since the last look, if there are any.
-
-        Raises:
-            FloatingPointError: a gradient was not finite. Parameters and optimizer state are as before that
-                update: neither it nor those launched after it were made.
-        """
-        if not self._unseen:
-            return
-        self._grad_norm, missed = torch.stack([self._norm, self._missed]).tolist()
-        self.steps -= int(missed)
-        self._forget()
-        if not math.isfinite(self._grad_norm):
-            self.skipped += 1
-            raise self._failure()
-
-    def _failure(self, often: str = "") -> FloatingPointError:
-        return FloatingPointError(
-            f"the gradient must be finite: its norm is {self._grad_norm} at update {self.steps}{often}; "
-            "parameters and optimizer are left as they were"
-        )
-
-    def _forget(self) -> None:
-        """Begin to count anew what is launched."""
-        self._unseen = 0
-        for tensor in (self._norm, self._missed, self.not_finite):
-            tensor.zero_()
-
-    def _gradients(self) -> tuple[list[Tensor], Tensor]:
-        """The flat gradients, of all processes, and their norm."""
-        gradients = [processes.total(flat.grad) for flat in self._flat if flat.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-        return gradients, norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-
-    def _share(self, steps: int) -> float:
-        """How far the average goes to the parameters after so many updates."""
-        return 0.0 if self.ema_decay is None else 1 - min(self.ema_decay, (1 + steps) / (10 + steps))
-
-    def drop_gradients(self) -> None:
-        """Gradients are zero again."""
-        for flat in self._flat:
-            if flat.grad is not None:
-                flat.grad.zero_()
-
-    @contextmanager
-    def gathering(self) -> Iterator[None]:
-        """Inside, backward leaves each gradient where it made it; then all go to the flat ones at once.
-
-        What was there before goes.
-        """
-        self.adopt_gradients()
-        for parameter in self._parameters:
-            parameter.grad = None
-        try:
-            yield
-        finally:
-            made, views, none = list[Tensor](), list[Tensor](), list[Tensor]()
-            for parameter, view in zip(self._parameters, self._views, strict=True):
-                if (gradient := parameter.grad) is None:
-                    none.append(view)
-                else:
-                    made.append(gradient.to_dense() if gradient.is_sparse else gradient)
-                    views.append(view)
-                parameter.grad = view
-            if made:
-                torch._foreach_copy_(views, made)
-            if none:
-                torch._foreach_zero_(none)
-
-    def adopt_gradients(self) -> None:
-        """Gradients that someone replaced (`zero_grad()` drops them) go back into the flat buffer.
-
-        So do the parameters; those that do not require a gradient any more are left alone by updates.
-
-        Raises:
-            ValueError: a parameter has another shape, type or device than it had, or one that was left alone
-                requires a gradient now.
-        """
-        if late := sum(parameter.requires_grad for parameter in self._others):
-            raise ValueError(
-                "what is to learn requires a gradient when the optimizer is made: "
-                f"{late} of the parameters that it left alone do so now (fit once more, or make another)"
-            )
-        self._frozen = []
-        laid = zip(self._parameters, self._values, self._places, self._views, strict=True)
-        for parameter, value, place, view in laid:
-            if not parameter.requires_grad:
-                self._frozen.append(value)
-            if parameter.data_ptr() != place:
-                self._take_back(parameter, value)
-            if parameter.grad is not view:
-                if parameter.grad is None:
-                    view.zero_()
-                else:
-                    view.copy_(parameter.grad)
-                parameter.grad = view
-
-    @staticmethod
-    def _take_back(parameter: nn.Parameter, own: Tensor) -> None:
-        """What a parameter holds that someone put elsewhere, in the place of its own."""
-        now = parameter.data
-        if (own.shape, own.dtype, own.device) != (now.shape, now.dtype, now.device):
-            raise ValueError(
-                f"parameters stay as an optimizer has them: one was {_told(own)}, it is {_told(now)}"
-            )
-        parameter.data = own.copy_(now)
+            group["params"] = self._flat
+        for flat, now in zip(old, self._flat, strict=True):
+            if flat in kept:
+                kept[now] = kept.pop(flat)
 
 
 def _told(tensor: Tensor) -> str:
