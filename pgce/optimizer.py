@@ -315,18 +315,8 @@ class Optimizer:
         gradients, norm = self._gradients()
         self._grad_norm = norm.item()
         if not math.isfinite(self._grad_norm):
-            self.drop_gradients()
-            self.skipped += 1
-            if self._scaler is not None:
-                scale = self._scaler.get_scale()
-                self._scaler.update(max(scale / 2, 1.0))  # in all processes
-                if scale >= 2:
-                    return
-            self._in_a_row += 1
-            if self._in_a_row <= self.max_skips:
-                return
-            often = f", {self._in_a_row} times in a row" if self.max_skips else ""
-            raise self._failure(often)
+            self._leave_out()
+            return
         self._in_a_row = 0
         if self.max_grad_norm is not None:
             scale = self.max_grad_norm / (self._grad_norm + 1e-6)  # as torch's clip_grad_norm_
@@ -340,6 +330,19 @@ class Optimizer:
         self.steps += 1
         for average, flat in zip(self._average, self._flat, strict=False):
             average.lerp_(flat.detach(), self._share(self.steps))
+
+    def _leave_out(self) -> None:
+        """Count an update that is not made, or raise that there were too many in a row."""
+        self.drop_gradients()
+        self.skipped += 1
+        if self._scaler is not None:
+            scale = self._scaler.get_scale()
+            self._scaler.update(max(scale / 2, 1.0))  # in all processes
+            if scale >= 2:
+                return
+        self._in_a_row += 1
+        if self._in_a_row > self.max_skips:
+            raise self._failure(f", {self._in_a_row} times in a row" if self.max_skips else "")
 
     def _gradients(self) -> tuple[list[Tensor], Tensor]:
         """The flat gradients, of all processes, and their norm."""
