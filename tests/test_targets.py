@@ -64,7 +64,7 @@ def test_labels_are_drawn_from_their_row():
 
 
 def test_mixup_is_a_convex_combination_of_two_examples():
-    inputs, y = torch.randn(20, 3), one_hot(torch.arange(20) % 4, 4)
+    inputs, y = torch.randn(20, 3, dtype=torch.float64), one_hot(torch.arange(20) % 4, 4)
     shares = set()
     for seed in range(20):
         x, mixed = mixup(inputs, y, torch.Generator().manual_seed(seed), alpha=0.5)
