@@ -6,6 +6,7 @@ checks are passed through for every product. A tape is the plain list of operati
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and take down."""
         result = func(*args, **(kwargs or {}))
-        if self.whole and not _aside:
+        if self.whole and not _aside.now:
             given = result if isinstance(result, (tuple, list)) else [result]
             told = all(value is None or _is_plain(value) for value in given)
             blind = not any(True for _ in _tensors((args, kwargs)))  # of types, say
@@ -130,7 +131,11 @@ class Tape(TorchDispatchMode):
         return play, [memory.placed(value) for value in results]
 
 
-_aside = False  # what is computed is not taken down
+class _Aside(threading.local):
+    now = False  # whether what this thread computes is not taken down
+
+
+_aside = _Aside()
 
 
 @contextmanager
@@ -151,12 +156,11 @@ def once() -> Iterator[None]:
         >>> tape.whole
         True
     """
-    global _aside
-    before, _aside = _aside, True
+    before, _aside.now = _aside.now, True
     try:
         yield
     finally:
-        _aside = before
+        _aside.now = before
 
 
 class _Memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from functools import partial, wraps
 
 import pytest
@@ -657,3 +658,25 @@ def test_buffers_that_are_put_elsewhere_are_noticed():
         for _ in range(2):
             with torch.no_grad():
                 assert torch.equal(act(x)[0], network(x))
+
+
+def test_what_one_thread_looks_at_hides_nothing_from_another():
+    looking, taken = threading.Event(), threading.Event()
+
+    def look():
+        with tapes.once():
+            looking.set()
+            taken.wait(10)
+
+    other = threading.Thread(target=look)
+    other.start()
+    looking.wait(10)
+    x = torch.ones(2)
+    with Tape() as tape:
+        y = x + 1
+    taken.set()
+    other.join()
+    play, (again,) = tape.close([y])
+    x.fill_(4.0)
+    play()
+    assert again.tolist() == [5.0, 5.0]
