@@ -6,11 +6,13 @@ what all steps leave.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from pgce.perceptrons import is_direct
 
 __all__ = ["GRU", "LSTM", "scan"]
 
@@ -72,44 +74,52 @@ class LSTM:
         return hidden, hidden, torch.cat((hidden @ weight, after * keep), -1)
 
 
+def _steps(
+    kind: type[GRU | LSTM], x: Tensor, kept: Tensor, state: Tensor, weight: Tensor, bias: Tensor
+) -> Iterator[tuple[Tensor, Tensor, tuple[Tensor, ...]]]:
+    """Of each step what is multiplied by V, the state after it, and what its gradient is made of."""
+    for inputs, keeps in zip(x.unbind(1), kept.unbind(1), strict=True):
+        state = state * keeps
+        hidden = state[:, : weight.shape[1]]
+        state, step = kind.step(inputs, state, torch.addmm(bias, hidden, weight.t()))
+        yield hidden, state, step
+
+
+def _by_steps(kind: type[GRU | LSTM], *given: Tensor) -> Tensor:
+    """As `scan`, by operations of torch alone."""
+    return torch.stack([state for _, state, _ in _steps(kind, *given)], 1)
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        kind: type[GRU | LSTM],
-        learns: bool,
-        x: Tensor,
-        kept: Tensor,
-        state: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-    ) -> Tensor:
-        ctx.kind, ctx.steps, before, states = kind, [], [], []
-        for inputs, keeps in zip(x.unbind(1), kept.unbind(1), strict=True):
-            state = state * keeps
-            hidden = state[:, : weight.shape[1]]
-            state, step = kind.step(inputs, state, torch.addmm(bias, hidden, weight.t()))
-            states.append(state)
-            if learns:
-                before.append(hidden)
-                ctx.steps.append(step)
-        ctx.save_for_backward(kept, weight, *before)
+    def forward(ctx: Any, kind: type[GRU | LSTM], *given: Tensor) -> Tensor:
+        before, states, steps = zip(*_steps(kind, *given), strict=True)
+        ctx.kind, ctx.steps = kind, steps
+        ctx.save_for_backward(*given, *before)
         return torch.stack(states, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, *before = ctx.saved_tensors
+        x, kept, state, weight, bias, *before = ctx.saved_tensors
+        steps, ctx.steps = ctx.steps, None  # not there any more, if asked for again
+        again = torch.is_grad_enabled()  # it is to be differentiated
+        if again or steps is None or not is_direct(grad):
+            with torch.enable_grad():
+                own = [value.view_as(value) for value in (x, kept, state, weight, bias)]  # without hooks
+                needs = ctx.needs_input_grad[1:]
+                wanted = [value for value, needed in zip(own, needs, strict=True) if needed]
+                found = iter(torch.autograd.grad(_by_steps(ctx.kind, *own), wanted, grad, create_graph=again))
+            return None, *(next(found) if needed else None for needed in needs)
         last = torch.zeros_like(grad[:, 0])
         on_x, on_hidden = [], []
-        for each, keeps, step in [*zip(grad.unbind(1), kept.unbind(1), ctx.steps, strict=True)][::-1]:
+        for each, keeps, step in [*zip(grad.unbind(1), kept.unbind(1), steps, strict=True)][::-1]:
             x, hidden, last = ctx.kind.gradients(weight, each + last, *step)
             last = last * keeps
             on_x.append(x)
             on_hidden.append(hidden)
         every = torch.cat(on_hidden[::-1])
         weights = every.t() @ torch.cat(before), every.sum(0)
-        return None, None, torch.stack(on_x[::-1], 1), None, last, *weights
+        return None, torch.stack(on_x[::-1], 1), None, last, *weights
 
 
 def scan(
@@ -137,6 +147,8 @@ def scan(
         translation; Hochreiter and Schmidhuber (1997), Long short-term memory.
     """
     with torch.autocast(x.device.type, enabled=False):  # what is carried on keeps all its digits
-        how = kind, torch.is_grad_enabled()  # without gradients nothing is kept for them
-        every: Tensor = _Scan.apply(*how, x.to(state), kept, state, weight, bias)  # type: ignore[no-untyped-call]
+        given = x.to(state), kept, state, weight, bias
+        if not torch.is_grad_enabled() or not is_direct(x):
+            return _by_steps(kind, *given)
+        every: Tensor = _Scan.apply(kind, *given)  # type: ignore[no-untyped-call]
     return every

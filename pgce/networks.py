@@ -617,7 +617,7 @@ class Recurrent(nn.Module):
         super().__init__()
         check_type("memory", kind, Memory)
         self.encoder = encoder
-        self.cell: nn.RNNCellBase = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(width, size)
+        self.cell = (_LSTM if kind == "lstm" else _GRU)(width, size)
         self.state_size = 2 * size if kind == "lstm" else size
         for name, parameter in self.cell.named_parameters():
             if name.startswith("weight"):
@@ -633,13 +633,29 @@ class Recurrent(nn.Module):
             first: (B, L), bool: an episode begins with this step, and nothing before it is remembered.
             state: (B, S), before the first step.
         """
-        cell, encoded = self.cell, self.encoder(x.flatten(0, 1))
-        # What the inputs give to the gates, of all steps at once.
-        given = F.linear(encoded, cell.weight_ih, cell.bias_ih).unflatten(0, first.shape)
-        kind = memories.LSTM if isinstance(cell, nn.LSTMCell) else memories.GRU
         kept = (~first).to(state.dtype).unsqueeze(-1)
-        every = memories.scan(kind, given, kept, state, cell.weight_hh, cell.bias_hh)
-        return every[..., : cell.hidden_size], every
+        every: Tensor = self.cell(self.encoder(x.flatten(0, 1)), kept, state)
+        return every[..., : self.cell.hidden_size], every
+
+
+class _Cell(nn.RNNCellBase):
+    """A cell of torch that goes through sequences, (B · L, width) -> the states, (B, L, S)."""
+
+    kind: type[memories.GRU | memories.LSTM]
+
+    def forward(self, x: Tensor, kept: Tensor, state: Tensor) -> Tensor:
+        """The state after every step; see `pgce.memories.scan`."""
+        # What the inputs give to the gates, of all steps at once.
+        given = F.linear(x, self.weight_ih, self.bias_ih).unflatten(0, kept.shape[:2])
+        return memories.scan(self.kind, given, kept, state, self.weight_hh, self.bias_hh)
+
+
+class _GRU(_Cell, nn.GRUCell):  # type: ignore[misc]
+    kind = memories.GRU
+
+
+class _LSTM(_Cell, nn.LSTMCell):  # type: ignore[misc]
+    kind = memories.LSTM
 
 
 class Torso(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ["Perceptron", "has_hooks", "is_plain", "linear_tanh"]
+__all__ = ["Perceptron", "has_hooks", "is_direct", "is_plain", "linear_tanh"]
 
 
 _PIECE = 1_024  # rows for each thread whose outputs of a layer, of 64 units say, stay in its core's cache
@@ -135,9 +135,20 @@ def is_plain(x: Tensor) -> bool:
         >>> is_plain(torch.zeros(2, 2))
         True
     """
+    return x.device.type == "cpu" and is_direct(x)
+
+
+def is_direct(x: Tensor) -> bool:
+    """Whether torch computes, and nobody looks at every operation or changes it.
+
+    Example:
+        >>> import torch
+        >>> from pgce.perceptrons import is_direct
+        >>> torch.func.vmap(lambda row: row * is_direct(row))(torch.ones(2, 2)).sum()
+        tensor(0.)
+    """
     return (
         type(x) is Tensor
-        and x.device.type == "cpu"
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()

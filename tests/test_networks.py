@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import pgce
 from pgce.networks import (
@@ -143,6 +144,20 @@ def test_a_memory_is_torch_s_own_within_every_episode(kind, theirs):
             torch.testing.assert_close(state[n, end][None], whole, rtol=0, atol=1e-12)
     output.sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in memory.parameters())
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_hooks_on_a_memory_s_cell_are_called(kind):
+    """By which torch's tools make its weights anew, such as pruned ones."""
+    memory, seen = Recurrent(mlp(3, 4), 4, 5, kind), []
+    memory.cell.register_forward_hook(lambda *_: seen.append("forward"))
+    memory.cell.register_full_backward_hook(lambda *_: seen.append("backward"))
+    prune.l1_unstructured(memory.cell, "weight_hh", 0.5)
+    given = torch.randn(2, 6, 3), torch.zeros(2, 6, dtype=torch.bool), torch.zeros(2, memory.state_size)
+    for _ in range(2):
+        memory(*given)[0].sum().backward()
+    assert seen == ["forward", "backward"] * 2
+    assert memory.cell.weight_hh_orig.grad.abs().sum() > 0
 
 
 def test_a_torso_steps_as_it_reads_sequences_and_passes_the_mask_on():
