@@ -445,7 +445,9 @@ class _Training:
         if level != "reseeded" and self.model.reward_scale is not None:
             self.model.reward_scale.running.copy_(state["scale"])
         place = self.collector.device
-        self.kept.extend(Rollout.from_state(each, self.head, place) for each in state["kept"])
+        kept = [Rollout.from_state(each, self.head, place) for each in state["kept"]]
+        steps = self.agent.num_steps  # sequences of another length make no batch with those to come
+        self.kept.extend(each for each in kept if each.state is None or len(each.reward) == steps)
         self.recent.extend(map(tuple, state["recent"]))
         self.steps, self.round = state["steps"], state["round"]
         ends = {"after", "threshold"} if self.agent.stop_at_threshold else {"after"}

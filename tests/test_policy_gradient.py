@@ -473,6 +473,15 @@ def test_a_run_goes_on_in_another_number_of_environments(tmp_path):
         assert wider.train("CartPole-v1", 256).result["steps"] > 192
 
 
+@pytest.mark.parametrize("memory", [None, "gru"])
+def test_a_run_with_a_buffer_goes_on_in_rollouts_of_another_length(memory, tmp_path):
+    settings = {"run": "longer", "memory": memory, "keep_rollouts": 2, "runs_dir": str(tmp_path), **QUICK}
+    agent = AWR(num_envs=2, num_steps=16, eval_episodes=2, **settings)
+    agent.train("CartPole-v1", 64)
+    longer = replace(agent, num_steps=24, allow_change=("num_steps", "total_timesteps"))
+    assert longer.train("CartPole-v1", 256).result["steps"] > 192
+
+
 class Parted(Late):
     """Has two arrays in one memory, but not for long."""
 
