@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgce import envs as vector_envs
+from pgce.action_heads import MultiCategorical
 from pgce.choices import Continuous
 from pgce.envs.guard import EnvironmentFault
 from pgce.envs.state import get_state, set_state
@@ -23,7 +24,7 @@ from pgce.envs.vector_base import NumpyVectorEnv
 from pgce.graphs import Replayed
 from pgce.heads import PolicyHead
 from pgce.networks import RewardScale
-from pgce.spaces import actions, observations
+from pgce.spaces import actions, apply_mask, observations
 from pgce.trainer import Batch, Input
 
 __all__ = ["Collector", "Player", "Rollout", "evaluate", "mask_size", "told_mask"]
@@ -498,6 +499,8 @@ class Collector:
             if mask is None:  # of a last observation, after which there is no action
                 mask = np.ones((len(encoded), self.mask_size), np.bool_)
             mask = mask | ~mask.any(1, keepdims=True)  # where nothing is allowed, no action is waited for
+            if isinstance(head := self._actions.head, MultiCategorical):  # looked at here, not by the policy
+                apply_mask(torch.zeros(mask.shape), torch.from_numpy(mask), head)
             encoded = np.concatenate([encoded, mask], 1, dtype=np.float32)
         elif "action_mask" in info:
             raise ValueError(

@@ -243,6 +243,26 @@ class Widened(nn.Module):
         return self.policy({**x, "observation": x["observation"].double(), "state": x["state"].double()})
 
 
+class Stuck(Scripted):
+    """In its second step no class of the second choice is allowed."""
+
+    action_space = gym.spaces.MultiDiscrete([2, 3])  # type: ignore[assignment]
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], {"action_mask": np.ones(5, np.bool_)}
+
+    def step(self, action):
+        self.time += 1
+        return self._observation(), 0.0, False, False, {"action_mask": np.arange(5) < (5, 2)[self.time == 1]}
+
+
+def test_a_mask_that_leaves_a_choice_nothing_is_refused():
+    envs = SyncVectorEnv([Stuck] * 2)
+    collect = Collector(envs, actor_critic(pgce.agents.PPO(), envs).policy, 4, seed=0)
+    with pytest.raises(ValueError, match="allows one action or more: it forbids all of component 1 in row"):
+        collect.collect()
+
+
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_a_memory_is_that_of_the_episode_alone(mode, kind):
