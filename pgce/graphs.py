@@ -64,6 +64,9 @@ class Recorder:
         self._recordings: dict[Any, _Graph | _Taped] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None  # no two replay at a time
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": {}, "_recordings": {}}  # which are of these tensors only
+
     def __call__(self, batch: Batch, total: float, *state: Any) -> dict[str, Report]:
         """The reports of a step on `batch`.
 
@@ -168,7 +171,7 @@ class Replayed:
             return self._function(*given)
         kinds = [(value.shape, value.dtype) for value in given]
         if self._play is None or self._kinds != kinds:
-            self._kinds = kinds
+            self._kinds, self._play = kinds, None
             with torch.inference_mode(False), torch.no_grad():
                 self._given = [value.clone() for value in given]
                 with Tape() as tape:

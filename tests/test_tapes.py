@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import threading
 from functools import partial, wraps
 
@@ -507,6 +508,37 @@ def test_a_policy_replayed_is_the_policy():
         ours(torch.randn(8, 4))
     handle.remove()
     assert state_of(policy) is not None
+
+
+def test_a_policy_whose_recording_failed_is_recorded_anew():
+    """For other shapes, say: what was recorded of the first is not played for them."""
+    network, fails = nn.Linear(2, 1), []
+
+    def act(x):
+        if fails:
+            raise RuntimeError("odd")
+        return (network(x),)
+
+    played, x = Replayed(act, network), torch.randn(5, 2)
+    played.look()
+    played(torch.randn(3, 2))
+    fails.append(True)
+    with pytest.raises(RuntimeError, match="odd"):
+        played(x)
+    fails.clear()
+    assert torch.equal(played(x)[0], network(x))
+
+
+def test_trainers_are_copied_and_pickled_after_steps_that_were_recorded():
+    network, data = mlp(4, 3), batches([16] * 3)
+    trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters()))
+    for batch in data:
+        trainer.step(batch)
+    others = copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))
+    assert trainer._recorder._recordings
+    for batch in data:
+        losses = [each.step(batch)["label"].loss.item() for each in (trainer, *others)]
+        assert len(set(losses)) == 1
 
 
 def test_memory_is_shared_but_constants_keep_theirs():
