@@ -290,7 +290,9 @@ class Collector:
             first, info = envs.reset(seed=each)
         mask = self._mask(first, info)
         self.mask_size = 0 if mask is None else mask.shape[1]
-        self._observation = self._place(self._encoded(first, info))
+        encoded = self._encoded(first, info)
+        self._check_choices(encoded)
+        self._observation = self._place(encoded)
         self._resetting = np.zeros(n, np.bool_)  # environments whose last step ended an episode
         self._first = np.ones(n, np.bool_)  # environments whose episode begins with the observation
         self._state = torch.zeros((n, self.state_size), device=self.device)
@@ -302,7 +304,8 @@ class Collector:
         Raises:
             EnvironmentFault: an environment gave an observation or reward that is not finite, rewards or ends
                 that are not (N,), or by SAME_STEP no last observations.
-            ValueError: it gave an action mask that it had not from its reset on.
+            ValueError: it gave an action mask that it had not from its reset on, or one that leaves a choice
+                nothing.
         """
         steps, n, envs = self.num_steps, self.envs.num_envs, self.envs
         observation = torch.empty((steps + 1, *self._observation.shape), device=self.device)
@@ -343,6 +346,7 @@ class Collector:
                 if not self._late and ended.any():
                     last, encoded = self._followed(ended, encoded, info)
                     finals.append((t * n + ended.nonzero()[0], last))
+                self._check_choices(encoded, ~ended if self._late else None)  # where an action is waited for
                 if memory is None:
                     rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:
@@ -461,7 +465,7 @@ class Collector:
             state: (1, S), the policy's memory before; None begins an episode.
 
         Raises:
-            ValueError: the observation is not one of the environment's.
+            ValueError: the observation is not one of the environment's, or a mask leaves a choice nothing.
         """
         mask = None if action_mask is None else [action_mask]
         try:
@@ -470,6 +474,7 @@ class Collector:
             space = self.envs.single_observation_space
             raise ValueError(f"an action is for one observation of {space}: {error}") from error
         encoded = self.encode(stacked, mask)
+        self._check_choices(encoded.numpy(force=True))
         with torch.no_grad():
             if self.state_size:
                 first = torch.tensor([state is None], device=self.device)
@@ -499,8 +504,6 @@ class Collector:
             if mask is None:  # of a last observation, after which there is no action
                 mask = np.ones((len(encoded), self.mask_size), np.bool_)
             mask = mask | ~mask.any(1, keepdims=True)  # where nothing is allowed, no action is waited for
-            if isinstance(head := self._actions.head, MultiCategorical):  # looked at here, not by the policy
-                apply_mask(torch.zeros(mask.shape), torch.from_numpy(mask), head)
             encoded = np.concatenate([encoded, mask], 1, dtype=np.float32)
         elif "action_mask" in info:
             raise ValueError(
@@ -508,6 +511,14 @@ class Collector:
                 'info["action_mask"] later'
             )
         return encoded
+
+    def _check_choices(self, encoded: NDArray[np.float32], rows: NDArray[np.bool_] | None = None) -> None:
+        """Refuse a mask that leaves one of several choices nothing, since the policy does not look at it."""
+        head = self._actions.head
+        if self.mask_size and isinstance(head, MultiCategorical):
+            mask = torch.from_numpy(encoded[:, -self.mask_size :] > 0)
+            mask = mask if rows is None else mask[torch.from_numpy(rows)]
+            apply_mask(torch.zeros(mask.shape), mask, head)
 
     def _mask(self, observation: Any, info: Mapping[str, Any]) -> NDArray[np.bool_] | None:
         """Which actions are allowed, (N, K), by the observation or by `info["action_mask"]`."""

@@ -244,8 +244,9 @@ class Widened(nn.Module):
 
 
 class Stuck(Scripted):
-    """In its second step no class of the second choice is allowed."""
+    """After its first step no class of the second choice is allowed."""
 
+    ends = False
     action_space = gym.spaces.MultiDiscrete([2, 3])  # type: ignore[assignment]
 
     def reset(self, *, seed=None, options=None):
@@ -253,14 +254,26 @@ class Stuck(Scripted):
 
     def step(self, action):
         self.time += 1
-        return self._observation(), 0.0, False, False, {"action_mask": np.arange(5) < (5, 2)[self.time == 1]}
+        mask = np.arange(5) < (5, 2)[self.time == 1]
+        return self._observation(), 0.0, self.ends and self.time == 1, False, {"action_mask": mask}
 
 
-def test_a_mask_that_leaves_a_choice_nothing_is_refused():
-    envs = SyncVectorEnv([Stuck] * 2)
-    collect = Collector(envs, actor_critic(pgce.agents.PPO(), envs).policy, 4, seed=0)
-    with pytest.raises(ValueError, match="allows one action or more: it forbids all of component 1 in row"):
-        collect.collect()
+class Stops(Stuck):
+    """Its episode has ended then."""
+
+    ends = True
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_mask_that_leaves_a_choice_nothing_is_refused_where_an_action_is_waited_for(mode):
+    for kind in (Stops, Stuck):
+        envs = SyncVectorEnv([kind] * 2, autoreset_mode=mode)
+        collect = Collector(envs, actor_critic(pgce.agents.PPO(), envs).policy, 4, seed=0)
+        if kind is Stops:
+            collect.collect()
+            continue
+        with pytest.raises(ValueError, match="one action or more: it forbids all of component 1 in row"):
+            collect.collect()
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
