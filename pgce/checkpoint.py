@@ -39,7 +39,6 @@ __all__ = [
     "save_tensors",
     "tensors_from_bytes",
     "tensors_to_bytes",
-    "write_file",
 ]
 
 _FORMAT = 1

@@ -346,7 +346,9 @@ class Collector:
                 if not self._late and ended.any():
                     last, encoded = self._followed(ended, encoded, info)
                     finals.append((t * n + ended.nonzero()[0], last))
-                self._check_choices(encoded, ~ended if self._late else None)  # where an action is waited for
+                if self.mask_size:
+                    waited = ~ended if self._late else None  # where an action is waited for
+                    self._check_choices(encoded, waited)
                 if memory is None:
                     rows[t + 1].copy_(torch.from_numpy(encoded))
                 else:

@@ -24,8 +24,8 @@ from pgce.checkpoint import (
     save_checkpoint,
     save_files,
     save_tensors,
-    write_file,
 )
+from pgce.disk import write_file
 from pgce.networks import mlp
 from pgce.optimizer import Optimizer
 
