@@ -411,7 +411,9 @@ def _is_constant(part: Any) -> bool:
 
 
 def state_of(model: nn.Module) -> tuple[object, ...] | None:
-    """What a recording of a model depends on beside what its tensors hold; None if hooks must be called.
+    """What a recording of a model depends on beside what its tensors hold.
+
+    None if hooks must be called, or a buffer is sparse, which has no one memory.
 
     Example:
         >>> import torch
@@ -442,8 +444,11 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
                 if value._backward_hooks or value._post_accumulate_grad_hooks:
                     return None
                 found += value.data_ptr(), value.requires_grad
-        if buffers := own["_buffers"]:
-            found += [value.data_ptr() for value in buffers.values() if value is not None]
+        for value in own["_buffers"].values():
+            if value is not None:
+                if value.layout is not torch.strided:
+                    return None
+                found.append(value.data_ptr())
         if children := own["_modules"]:
             modules += [child for child in children.values() if child is not None]
     return tuple(found)

@@ -10,8 +10,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.possible = self.whole = True
-        self._operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+        self._operations: list[_Operation] = []
         self._bytes = 0
 
     @classmethod
@@ -75,14 +75,17 @@ class Tape(TorchDispatchMode):
         """Compute, and take down."""
         result = func(*args, **(kwargs or {}))
         if self.whole and not _aside.now:
-            given = result if isinstance(result, (tuple, list)) else [result]
-            told = all(value is None or _is_plain(value) for value in given)
-            blind = not any(True for _ in _tensors((args, kwargs)))  # of types, say
-            self.possible = (told or blind) and not _depends(func, args)
+            kind, given = _kind(func), _tensors(args, kwargs)
+            told = result if isinstance(result, (tuple, list)) else [result]
+            blind = not given  # it tells of types, say
+            plain = all(map(_is_plain, given)) and all(v is None or _is_plain(v) for v in told)
+            self.possible = (blind or plain) and not _depends(func, args)
             if self.possible:
                 outputs = [value.detach() for value in _tensors(result)]  # autograd may still reuse it
-                self._bytes += sum(value.nbytes for value in outputs if _is_own(func))
-                self._operations.append((func, args, kwargs or {}, outputs))
+                if kind.owns:
+                    self._bytes += sum(value.nbytes for value in outputs)
+                homes = frozenset(map(_home, given)), frozenset(map(_home, outputs))
+                self._operations.append(_Operation(func, kind, args, kwargs or {}, outputs, given, *homes))
             self.whole = self.possible and self._bytes <= _MOST
             if not self.whole:
                 self._operations.clear()
@@ -95,27 +98,22 @@ class Tape(TorchDispatchMode):
             results: of what was taken down; or tensors that were there before, which stay.
         """
         results = list(results)
-        written = {
-            _home(value)
-            for func, args, kwargs, outs in self._operations
-            if func._schema.is_mutable
-            for value in (*outs, *_tensors(_written(func, args, kwargs)))
-        }
-        constants: set[int] = set()
-        for func, args, kwargs, outs in self._operations:
-            read = {_home(value) for value in _tensors((args, kwargs))}
-            if func.overloadpacket.__name__ in _CONSTANT or (read and read <= constants and not _draws(func)):
-                constants |= {_home(value) for value in outs} - written
+        written = set[int]()
+        for op in self._operations:
+            if op.kind.writes:
+                written |= op.made.union(map(_home, _tensors(_written(op))))
+        constants = set[int]()
+        for op in self._operations:
+            if op.kind.name in _CONSTANT or (op.read and op.read <= constants and not op.kind.draws):
+                constants |= op.made - written
         memory = _Memory(self._operations, {_home(value) for value in results}, constants)
         calls: list[Callable[[], object]] = []
-        for n, (func, args, kwargs, outputs) in enumerate(self._operations):
-            memory.begin(n, self._operations[n])
-            made = {_home(value) for value in outputs}
-            read = {_home(value) for value in _tensors((args, kwargs))}
+        for n, op in enumerate(self._operations):
+            memory.begin(n, op)
             # Views are there already, and empty memory is: the next operation writes it.
-            if func._schema.is_mutable or not (made <= read or func.overloadpacket.__name__ in _EMPTY):
-                call = _call(func, memory.placed(args), memory.placed(kwargs), memory.placed(outputs))
-                if made and made <= constants:
+            if op.kind.writes or not (op.made <= op.read or op.kind.name in _EMPTY):
+                call = _call(op, memory.placed(op.args), memory.placed(op.kwargs), memory.placed(op.outputs))
+                if op.made and op.made <= constants:
                     call()
                 else:
                     calls.append(call)
@@ -163,22 +161,52 @@ def once() -> Iterator[None]:
         _aside.now = before
 
 
+class _Kind(NamedTuple):
+    """What is known of all operations by one function."""
+
+    name: str
+    writes: bool  # to what it is given
+    owns: bool  # what it gives has memory of its own
+    draws: bool  # and is something else whenever it is called
+    depends: bool  # or it, or its shape, depends on numbers that a tensor holds
+
+
+@cache
+def _kind(func: Any) -> _Kind:
+    schema = func._schema
+    owns = all(value.alias_info is None for value in schema.returns)
+    draws = torch.Tag.nondeterministic_seeded in func.tags
+    depends = not _DATA.isdisjoint(func.tags)
+    return _Kind(func.overloadpacket.__name__, schema.is_mutable, owns, draws, depends)
+
+
+class _Operation(NamedTuple):
+    """One that was computed: by what, of what, and what it gave; `read` and `made` are storages of that."""
+
+    func: Any
+    kind: _Kind
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor]
+    given: list[Tensor]
+    read: frozenset[int]
+    made: frozenset[int]
+
+
 class _Memory:
     """Where a tape's tensors lie: those that it makes in memory that is used anew after their last use."""
 
-    def __init__(self, operations: list[Any], results: set[int], constants: set[int]) -> None:
-        known: set[int] = set()
+    def __init__(self, operations: list[_Operation], results: set[int], constants: set[int]) -> None:
+        known = set[int]()
         last: dict[int, int] = {}  # by storage, the last operation that uses it
-        self._made: dict[int, dict[int, int]] = defaultdict(dict)  # by operation, storages and their bytes
-        for n, (_, args, kwargs, outputs) in enumerate(operations):
-            for value in _tensors((args, kwargs)):
-                known.add(_home(value))  # made by an operation, or there before
-                last[_home(value)] = n
-            for value in outputs:
-                if _home(value) not in known:
-                    known.add(_home(value))
-                    self._made[n][_home(value)] = value.untyped_storage().nbytes()
-                last[_home(value)] = n
+        self._made: dict[int, dict[int, int]] = {}  # by operation, storages and their bytes
+        for n, op in enumerate(operations):
+            known |= op.read  # made by an operation, or there before
+            if not op.made <= known:
+                new = (value for value in op.outputs if _home(value) not in known)
+                self._made[n] = {_home(value): value.untyped_storage().nbytes() for value in new}
+                known |= op.made
+            last.update(dict.fromkeys(op.read | op.made, n))
         self._over: dict[int, list[int]] = defaultdict(list)  # by operation, storages not used after it
         for home in last.keys() - results - constants:
             self._over[last[home]].append(home)
@@ -186,25 +214,23 @@ class _Memory:
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._free: dict[int, list[torch.UntypedStorage]] = defaultdict(list)
 
-    def begin(self, n: int, operation: Any) -> None:
+    def begin(self, n: int, op: _Operation) -> None:
         """Give memory to what operation n makes: if it can, where it reads what nobody else will."""
-        for home, size in self._made[n].items():
-            if (read := self._read_last(n, *operation)) is not None:
+        for home, size in self._made.get(n, {}).items():
+            if (read := self._read_last(n, op)) is not None:
                 self._over[n].remove(read)
                 self._storages[home] = self._storages[read]
                 continue
             free = [] if home in self._constants else self._free[size]
             self._storages[home] = free.pop() if free else torch.UntypedStorage(size)
 
-    def _read_last(self, n: int, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> int | None:
+    def _read_last(self, n: int, op: _Operation) -> int | None:
         """A storage of which each number may be overwritten by what is computed of it."""
-        if func.overloadpacket.__name__ not in _IN_PLACE or _home(outputs[0]) in self._constants:
+        if op.kind.name not in _IN_PLACE or not op.made.isdisjoint(self._constants):
             return None
-        layouts: dict[int, set[Any]] = defaultdict(set)
-        for value in _tensors((args, kwargs)):
-            layouts[_home(value)].add(_layout(value))
-        over = [home for home in self._over[n] if home in self._storages]
-        return next((home for home in over if layouts[home] == {_layout(outputs[0])}), None)
+        over = [home for home in self._over[n] if home in self._storages and home in op.read]
+        wanted = _layout(op.outputs[0])
+        return next((h for h in over if all(_layout(v) == wanted for v in op.given if _home(v) == h)), None)
 
     def end(self, n: int) -> None:
         """Take the memory of what operation n was the last to use."""
@@ -238,15 +264,17 @@ def _layout(value: Tensor) -> tuple[Any, ...]:
     return value.dtype, *place, value.untyped_storage().nbytes()
 
 
-def _tensors(values: Any) -> Iterable[Tensor]:
+def _tensors(*values: Any) -> list[Tensor]:
     """All tensors among arguments."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors([*values.values()])
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _tensors(*value)
+        elif isinstance(value, dict):
+            found += _tensors(*value.values())
+    return found
 
 
 def _is_plain(value: Any) -> bool:
@@ -254,35 +282,25 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (Tensor, torch.nn.Parameter) and value.layout is torch.strided
 
 
-def _is_own(func: Any) -> bool:
-    """Whether what an operation gives has memory of its own."""
-    return all(value.alias_info is None for value in func._schema.returns)
-
-
-def _draws(func: Any) -> bool:
-    """Whether an operation gives something else whenever it is called."""
-    return torch.Tag.nondeterministic_seeded in func.tags
-
-
 def _depends(func: Any, args: Any) -> bool:
     """Whether what it gives, or its shape, depends on numbers that a tensor holds."""
     if func is torch.ops.aten.index.Tensor:  # by numbers its shape is known, by booleans not
         return any(value.dtype in (torch.bool, torch.uint8) for value in _tensors(args[1]))
-    return not _DATA.isdisjoint(func.tags)
+    return _kind(func).depends
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+def _written(op: _Operation) -> list[Any]:
     """The arguments that an operation writes."""
-    named = zip((a.name for a in func._schema.arguments), args, strict=False)
-    given = {**dict(named), **kwargs}
-    marked = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    arguments = op.func._schema.arguments
+    given = {**dict(zip((a.name for a in arguments), op.args, strict=False)), **op.kwargs}
+    marked = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
     return [given[name] for name in marked if name in given]
 
 
-def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:
-    """What does an operation once more, and leaves its outputs where they are."""
-    name = func.overloadpacket.__name__
-    if func._schema.is_mutable and not (outputs and _is_own(func)):
+def _call(op: _Operation, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:
+    """What does an operation once more, and leaves its outputs where they are; all lie in their places."""
+    func, name = op.func, op.kind.name
+    if op.kind.writes and not (outputs and op.kind.owns):
         own = getattr(Tensor, name, None) if name.endswith("_") and not name.startswith("_") else None
         return partial(own or func._op, *args, **kwargs)
     if name == "mm" and args[0].shape[1] == 1:  # sums of one product each
@@ -290,17 +308,27 @@ def _call(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[
     if (name in _DIRECT or func is torch.ops.aten.sum.dim_IntList) and len(outputs) == 1:
         args = _scalars_placed(args) if name in _EACH else args
         return partial(getattr(torch, name), *args, **kwargs, out=outputs[0])
+    out = _out(func)
+    if out is not None and len(out[1]) == len(outputs):
+        overload, names, read = out
+        known = {key: value for key, value in kwargs.items() if key in read}
+        return partial(overload._op, *args, **known, **dict(zip(names, outputs, strict=True)))
+    return partial(_copied, func, args, kwargs, outputs)
+
+
+@cache
+def _out(func: Any) -> tuple[Any, list[str], frozenset[str]] | None:
+    """The same operation into memory that is given: it, the names of that, and those of what it reads."""
     for overload in (getattr(func.overloadpacket, each) for each in func.overloadpacket.overloads()):
         arguments = overload._schema.arguments
-        out = [a.name for a in arguments if a.is_out]
+        names = [a.name for a in arguments if a.is_out]
         read = {a.name: str(a.type) for a in arguments if not a.is_out}
         wanted = {
             a.name: str(a.type) for a in func._schema.arguments if a.name in read or a.name not in _PLACE
         }
-        if len(out) == len(outputs) > 0 and read == wanted and not func._schema.is_mutable:
-            known = {key: value for key, value in kwargs.items() if key in read}
-            return partial(overload._op, *args, **known, **dict(zip(out, outputs, strict=True)))
-    return partial(_copied, func, args, kwargs, outputs)
+        if names and read == wanted and not func._schema.is_mutable:
+            return overload, names, frozenset(read)
+    return None
 
 
 def _scalars_placed(args: Any) -> Any:

@@ -692,6 +692,33 @@ def test_buffers_that_are_put_elsewhere_are_noticed():
                 assert torch.equal(act(x)[0], network(x))
 
 
+class Mixes(nn.Module):
+    """Rows mixed by a sparse matrix, as a graph's neighbours are."""
+
+    recordable = True
+
+    def __init__(self, buffer) -> None:
+        super().__init__()
+        self.read = nn.Linear(4, 3)
+        matrix = torch.eye(8).roll(1, 0)
+        sparse = matrix.to_sparse()
+        self.matrix = {"buffer": nn.Buffer(sparse, persistent=False), "attribute": sparse}.get(buffer, matrix)
+
+    def forward(self, x):
+        return self.read(self.matrix @ x)
+
+
+@pytest.mark.parametrize("buffer", ["buffer", "attribute"])
+def test_a_model_with_a_sparse_matrix_learns_as_with_a_dense_one(buffer):
+    def trained(kind):
+        torch.manual_seed(0)
+        model = Mixes(kind)
+        trainer = Trainer(model, CLASSIFIER, Optimizer(model.parameters()))
+        return [trainer.step(batch)["label"].loss.item() for batch in batches([8, 8, 8])]
+
+    assert trained(buffer) == pytest.approx(trained("dense"), rel=1e-6)
+
+
 def test_what_one_thread_looks_at_hides_nothing_from_another():
     looking, taken = threading.Event(), threading.Event()
 
