@@ -35,8 +35,6 @@ OPTIONAL = {
 }
 """What a part is for, how it is installed, and the modules that it needs."""
 
-_LONGEST = 1_000
-"""Steps of an episode that are watched."""
 _ALIKE = 0.9
 """Share of the longest run's steps that a curve may end at, as its shortest does, without a word."""
 
@@ -140,12 +138,12 @@ def watch(
         """The pictures of all episodes, as they are played; in a window there are none."""
         for episode in range(episodes):
             mode = "human" if out is None else "rgb_array"
-            how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy, "most": _LONGEST}
+            how: dict[str, Any] = {"mode": mode, "seed": seed + episode, "greedy": greedy}
             for step in films.play(agent, agent.env_id, agent.env_kwargs, **how):
                 if step[0] is not None:
                     yield step[0]
             _, total, ended = step
-            left = "" if ended else f" so far: it is left after {_LONGEST:,} steps"
+            left = "" if ended else f" so far: it is left after {films.LONGEST:,} steps"
             print(f"episode {episode + 1}: return {total:.1f}{left}")
 
     if out is None:

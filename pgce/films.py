@@ -16,7 +16,10 @@ from PIL import Image
 if TYPE_CHECKING:
     from pgce.rollout import Player
 
-__all__ = ["check", "play", "save"]
+__all__ = ["LONGEST", "check", "play", "save"]
+
+LONGEST = 1_000
+"""Steps of an episode that are watched."""
 
 T = TypeVar("T")
 
@@ -29,7 +32,7 @@ def play(
     mode: str = "rgb_array",
     seed: int = 0,
     greedy: bool = True,
-    most: int = 1_000,
+    most: int = LONGEST,
 ) -> Iterator[tuple[NDArray[np.uint8] | None, float, bool]]:
     """One episode, a step at a time: the picture (H, W, 3), the return so far, and whether it has ended.
 

@@ -29,8 +29,9 @@ from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, histogram, hparams, pr_curve, text
 
 from pgce.disk import write_file
+from pgce.records import METRICS
 
-__all__ = ["LAYOUT", "METRICS", "SHOWN", "TAGS", "Bar", "Logger", "due"]
+__all__ = ["LAYOUT", "SHOWN", "TAGS", "Bar", "Logger", "due"]
 
 TAGS = {
     "rollout/ep_rew_mean": "mean undiscounted return of the last 100 training episodes",
@@ -112,10 +113,6 @@ LAYOUT = {
 
 SHOWN = "eval/mean_reward", "rollout/ep_rew_mean", "eval/accuracy", "eval/loss"
 """The metrics of the HParams tab. Every run names all, though it has some: the tab reads the list of one."""
-
-METRICS = "metrics.jsonl"
-"""The file of numbers: an object a line, "step" and values by tag, null where one is not finite. It needs no
-TensorBoard to be read."""
 
 
 class Logger:

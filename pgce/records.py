@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from pgce.folders import Lock
 
-__all__ = ["SCORES", "Record", "groups", "runs"]
+__all__ = ["METRICS", "SCORES", "Record", "groups", "runs"]
 
+METRICS = "metrics.jsonl"
+"""The file of numbers: an object a line, "step" and values by tag, null where one is not finite. It needs no
+TensorBoard to be read."""
 SCORES = "eval_mean", "test_accuracy", "test_r2"
 """What a result is judged by: the first of these that it has."""
 UNSHOWN = {"json", "quiet", "runs_dir", "run", "resume", "allow_change", "checkpoint_every", "profile"}
@@ -100,7 +103,7 @@ class Record:
         Raises:
             ValueError: the run has no such numbers.
         """
-        rows, file = [], self.path / "metrics.jsonl"
+        rows, file = [], self.path / METRICS
         if file.is_file():
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:

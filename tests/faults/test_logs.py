@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pgce import logger as logs
 from pgce.agents import Reinforce
-from pgce.logger import METRICS, Logger
-from pgce.records import Record
+from pgce.logger import Logger
+from pgce.records import METRICS, Record
 
 FORK = multiprocessing.get_context("fork")
 
