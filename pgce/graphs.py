@@ -232,13 +232,14 @@ class _Recording:
 
     def __init__(self, step: Step, batch: Batch, size: int, by_row: bool) -> None:
         given, self._size = batch.tensors, size
-        self._rows = torch.arange(size, device=next(iter(given.values())).device)
-        repeated = self._rows % len(batch)
+        rows = torch.arange(size, device=next(iter(given.values())).device)
+        repeated = rows % len(batch)
         self._tensors = {name: value[repeated] for name, value in given.items()}
         self._mask = None if batch.mask is None else batch.mask[repeated]
         self._places: dict[int, dict[tuple[str, str | None], Tensor]] = {}  # by the number of rows
         self._told = len(batch), float(len(batch))
-        self._number, self._total = (torch.tensor(n, device=self._rows.device) for n in self._told)
+        self._counts = rows < len(batch)
+        self._total = torch.tensor(float(len(batch)), device=rows.device)
         self._static = batch.with_tensors(self._tensors)
         self._step, self._by_row = step, by_row
 
@@ -260,12 +261,13 @@ class _Recording:
     def _tell(self, rows: int, total: float) -> None:
         if self._told != (rows, total):
             self._told = rows, total
-            self._number.fill_(rows)
+            self._counts[:rows] = True
+            self._counts[rows:] = False
             self._total.fill_(total)
 
     def _take(self) -> dict[str, Report]:
         if self._by_row:
-            counts = self._rows < self._number
+            counts = self._counts
             if self._mask is not None:
                 counts = counts.unsqueeze(1) & self._mask
             return self._step(self._static, counts, self._total)
@@ -296,7 +298,7 @@ class _Taped(_Recording):
 
     def first(self, total: float, tape: Tape | None) -> dict[str, Report]:
         """The step on the batch that this was made for, taken down on a tape."""
-        self._tell(int(self._number), total)
+        self._tell(rows := self._told[0], total)
         with tape or nullcontext():
             taken = self._take()
         if tape is not None and tape.whole:
@@ -308,7 +310,7 @@ class _Taped(_Recording):
                 for name, report in taken.items()
             }
             self._cuts: dict[int, dict[str, Report]] = {}
-        return self._cut(taken, int(self._number))
+        return self._cut(taken, rows)
 
     def __call__(self, batch: Batch, total: float) -> dict[str, Report]:
         """The step on a batch."""
@@ -323,7 +325,7 @@ class _Taped(_Recording):
         return self._cuts[rows]
 
     def _cut(self, reports: dict[str, Report], rows: int) -> dict[str, Report]:
-        some = slice(rows) if self._mask is None else self._mask & (self._rows < rows).unsqueeze(1)
+        some = slice(rows) if self._mask is None else self._mask & self._counts.unsqueeze(1)
         batch = self._static.rows(some)
         return {name: _cut(report, batch, some) for name, report in reports.items()}
 

@@ -300,6 +300,8 @@ def _written(op: _Operation) -> list[Any]:
 def _call(op: _Operation, args: Any, kwargs: Any, outputs: list[Tensor]) -> Callable[[], object]:
     """What does an operation once more, and leaves its outputs where they are; all lie in their places."""
     func, name = op.func, op.kind.name
+    if func is torch.ops.aten._foreach_add_.Scalar and len(args[0]) == 1:  # of an optimizer's steps
+        return partial(args[0][0].add_, args[1])
     if op.kind.writes and not (outputs and op.kind.owns):
         own = getattr(Tensor, name, None) if name.endswith("_") and not name.startswith("_") else None
         return partial(own or func._op, *args, **kwargs)
