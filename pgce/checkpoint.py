@@ -110,7 +110,7 @@ def save_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: a tensor of "model" or "optimizer" is not finite. All is as before.
+        CheckpointError: a tensor of "model" or "optimizer" holds NaN or +∞. All is as before.
         TypeError: the state holds something else than said above. All is as before.
         ValueError: step or keep is out of range.
         OSError: the disk is full, say. Checkpoints that were there still are.
@@ -318,7 +318,7 @@ def check_like(name: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]
 
     Raises:
         CheckpointError: with the first key that is missing or unexpected, or whose tensor has another shape
-            or dtype or is not finite.
+            or dtype, or holds NaN or +∞.
 
     Example:
         >>> import torch
@@ -514,12 +514,15 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _finite(value: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Whether all are finite, or −∞, as a mask of logits has it: what diverges is NaN or +∞ as well."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
-    if not (value.is_floating_point() or value.is_complex()):
+    if value.is_complex():
+        return bool(torch.isfinite(value).all())
+    if not value.is_floating_point():
         return True
     # Many kernels know no floats of 8 bits.
-    return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())
+    return bool(((value if value.element_size() > 1 else value.float()) < math.inf).all())
 
 
 # A state as files: tensors by name, and a tree of JSON in which an object with one key, {"$…": …}, stands

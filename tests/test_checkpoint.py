@@ -303,6 +303,12 @@ def test_what_is_not_finite_is_not_published(key, value, tmp_path):
     save_checkpoint(tmp_path, 3, {"statistics": torch.tensor([value])})  # elsewhere they may be
 
 
+def test_a_mask_of_minus_infinity_is_saved_and_fits(tmp_path):
+    model = {"mask": torch.full((3, 3), -math.inf).triu(1)}
+    save_checkpoint(tmp_path, 1, {"model": model})
+    check_like("it", load_checkpoint(tmp_path).state["model"], model)
+
+
 def test_tensors_that_do_not_fit_are_named():
     own = {"a": torch.ones(2), "b": torch.ones(3, dtype=torch.int64)}
     check_like("it", own, own)
