@@ -241,9 +241,7 @@ def fit(
         if compile:  # for the time of the call
             opened.callback(setattr, model, "_compiled_call_impl", model._compiled_call_impl)
             model.compile()
-        if isinstance(log, (str, Path)):
-            fitting.logger = opened.enter_context(Logger(Path(log) if processes.rank() == 0 else None))
-        else:
+        if not isinstance(log, (str, Path)):
             fitting.logger = log if log is None or isinstance(log, Logger) else log()
         if isinstance(checkpoints, (str, Path)):
             fitting.of = checking.identity(source, batch_size, trainer, sampler=sampler, augment=augment)
@@ -251,6 +249,10 @@ def fit(
         elif checkpoints is not None:  # whoever gives a function looks itself at what they are of
             fitting.keeper = checkpoints()
         torch.manual_seed(seed + 1_000_003 * processes.rank())
+        fitting.go_on()
+        if isinstance(log, (str, Path)):
+            folder = Path(log) if processes.rank() == 0 else None
+            fitting.logger = opened.enter_context(Logger(folder, resumed=fitting.seen or None))
         fitting.run()
     return fitting.history
 
@@ -321,13 +323,16 @@ class _Fitting:
         self.patience, self.monitor = patience, monitor
         self.least = mode == "min" or (mode == "auto" and watched in lower)
 
-    def run(self) -> None:
-        """Train to the end, and leave the best or the averaged weights in the model."""
+    def go_on(self) -> None:
+        """Take up what a checkpoint has, if there is one."""
         self.history.best_epoch, self.history.stopped = None, "epochs"
         found = None if self.keeper is None else self.keeper.found
         # A checkpoint with no more epochs than there are is of an earlier call.
         if found is not None and len(found.state["history"]["epochs"]) > self.earlier:
             self.load_state_dict(found.state)
+
+    def run(self) -> None:
+        """Train to the end, and leave the best or the averaged weights in the model."""
         history = self.history
         done = self.epochs if history.stopped == "patience" else len(history.epochs) - self.earlier
         history.stopped = "patience" if history.stopped == "patience" else "epochs"

@@ -24,6 +24,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as H
 
@@ -434,6 +435,8 @@ def test_what_is_measured_counts_on_when_training_goes_on(tmp_path):
     assert history["seconds"] == sorted(history["seconds"])
     lines = (tmp_path / "log" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == history["examples"]
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.step for event in events.Scalars("objective/loss")] == history["examples"]
     estimator.set_params(early_stopping=True, patience=2).fit(X, y)
     assert history["epoch"][-3:] == [8, 9, 10]
     assert history.best_epoch == 10

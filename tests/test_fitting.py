@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 import threading
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pgce
+from pgce.checkpoint import Checkpoints
 from pgce.data import as_batch
 from pgce.heads import Bernoulli, Categorical, Gaussian, Poisson, Transformed, tempered
 from pgce.samplers import balanced, weighted
@@ -584,6 +586,27 @@ def test_a_log_is_closed_also_where_training_fails(tmp_path):
     with pytest.raises(FloatingPointError):
         pgce.fit(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), data, **how)
     assert threading.active_count() == threads  # each open log has one that writes
+
+
+def test_a_log_that_goes_on_from_a_checkpoint_has_every_epoch_once(tmp_path):
+    data = torch.randn(16, 2), torch.arange(16) % 2
+
+    def trained(after=None):
+        keeper = partial(Checkpoints, tmp_path / "checkpoints", every=0)
+        how = {"epochs": 4, "log": tmp_path / "log", "checkpoints": keeper, "device": "cpu"}
+        return pgce.fit(nn.Linear(2, 2), data, after=after, **how)
+
+    def killed(row, _):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(killed)
+    history = trained()
+    lines = (tmp_path / "log" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == history["examples"]
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.step for event in events.Scalars("objective/loss")] == history["examples"]
 
 
 def test_batches_of_sequences_of_several_lengths_are_evaluated_by_their_masks():
