@@ -7,8 +7,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from functools import partial, wraps
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,25 @@ __all__ = ["Classifier", "Regressor"]
 
 Array = NDArray[Any]
 After = Callable[[dict[str, float], Report], bool | None]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _kept(method: Method) -> Method:
+    """The same, but that a call which is refused, before the first step, leaves the estimator as it was."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return method(self, *args, **kwargs)
+        except (TypeError, ValueError):
+            stack: Any = getattr(self, "_stack", None)
+            if stack is before.get("_stack") or stack.steps == 0:
+                vars(self).clear()
+                vars(self).update(before)
+            raise
+
+    return cast("Method", call)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -297,6 +316,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
         tags.classifier_tags.multi_label = True
         return tags
 
+    @_kept
     def fit(
         self,
         X: Any,
@@ -333,6 +353,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
             X, target, weight, given=given, fresh=not goes_on, validation=validation, after=after
         )
 
+    @_kept
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Classifier:
         """One pass over this data, from the weights and the optimizer's state of the last call.
 
@@ -615,7 +636,7 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
                 f"logit_adjustment and {twice} correct class frequencies, which is once too often: leave "
                 "one out",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _class_weights(self, number: Tensor) -> Tensor | None:
@@ -771,6 +792,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         tags.target_tags.multi_output = True
         return tags
 
+    @_kept
     def fit(
         self,
         X: Any,
@@ -802,6 +824,7 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
             validation = self._checked(*validation, reset=False)
         return self._learn(X, y, sample_weight, fresh=not goes_on, validation=validation, after=after)
 
+    @_kept
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Regressor:
         """One pass over this data, from the weights and the optimizer's state of the last call.
 

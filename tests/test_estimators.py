@@ -801,14 +801,33 @@ def test_regressor_refuses(settings, data, message):
         Regressor(device="cpu", epochs=1, **settings).fit(*data)
 
 
-def test_what_was_trained_is_kept_when_new_data_are_refused():
-    estimator = Classifier(epochs=1, random_state=0, device="cpu").fit(X, Y)
-    p = estimator.predict_proba(X)
+def test_what_was_trained_is_kept_when_new_data_or_settings_are_refused():
+    names = np.array(["a", "b", "c"])[Y]
+    estimator = Classifier(epochs=1, random_state=0, device="cpu")
+    with pytest.raises(ValueError, match="y holds one class"):
+        estimator.fit(X, np.zeros(30))
+    with pytest.raises(NotFittedError):
+        estimator.predict(X)
+    estimator.fit(X, names)
+    p, found = estimator.predict_proba(X), estimator.predict(X)
     with pytest.raises(ValueError, match="X has 2 features"):
         estimator.predict(X[:, :2])
     with pytest.raises(ValueError, match="y holds one class"):
-        estimator.fit(X, np.zeros(30))
-    np.testing.assert_array_equal(estimator.predict_proba(X), p)
+        estimator.fit(X[:, :2], np.zeros(30))
+    usual = estimator.get_params()
+    for wrong in (
+        {"label_smoothing": 2.0},
+        {"learning_rate": -1.0},
+        {"optimizer_options": {"misspelt": 1}},
+        {"batch_size": 0},
+        {"early_stopping": True, "monitor": "misspelt"},
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            estimator.set_params(**wrong).fit(X, np.array(["x", "y", "z"])[Y])
+        estimator.set_params(**usual)
+        np.testing.assert_array_equal(estimator.predict_proba(X), p)
+        np.testing.assert_array_equal(estimator.predict(X), found)
+    estimator.partial_fit(X, names)
 
 
 def test_the_docstring_lists_every_setting():
