@@ -906,8 +906,6 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         if fresh:
             self._flat = y.ndim == 1
             self._set_unit(target, share)
-        if target.shape[1] != len(self._shift):
-            raise ValueError(f"y has {len(self._shift)} columns as before: it has {target.shape[1]}")
         data = {
             "input": inputs,
             "target": self._in_units(target).to(inputs.dtype),
@@ -966,6 +964,8 @@ class Regressor(RegressorMixin, RegressionRules, _Estimator):  # type: ignore[mi
         return {**super()._makes(), "distribution": "poisson" if counts else "of real values"}
 
     def _in_units(self, target: Tensor) -> Tensor:
+        if target.shape[1] != len(self._shift):
+            raise ValueError(f"y has {len(self._shift)} columns as before: it has {target.shape[1]}")
         return target if self.head_ == heads.Poisson() else (target - self._shift) / self._unit
 
     def _trained(self) -> nn.Module:

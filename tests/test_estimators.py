@@ -801,6 +801,11 @@ def test_regressor_refuses(settings, data, message):
         Regressor(device="cpu", epochs=1, **settings).fit(*data)
 
 
+def test_a_regressor_s_validation_has_the_columns_that_are_learned():
+    with pytest.raises(ValueError, match="y has 2 columns as before: it has 1"):
+        Regressor(epochs=1, device="cpu").fit(X, X[:, :2], validation=(X, X[:, 0]))
+
+
 def test_what_was_trained_is_kept_when_new_data_or_settings_are_refused():
     names = np.array(["a", "b", "c"])[Y]
     estimator = Classifier(epochs=1, random_state=0, device="cpu")
