@@ -113,6 +113,8 @@ class _Estimator(Training, BaseEstimator):  # type: ignore[misc]  # scikit-learn
 
     def _tensor(self, X: Array, *, fresh: bool = False) -> Tensor:
         """Inputs in the network's precision, which is a new one's that of the data, as in scikit-learn."""
+        if not fresh and self.module is None and X.shape[1:] != self._shape:
+            raise ValueError(f"examples are of one shape, {self._shape} as before: X has {X.shape[1:]}")
         network = self.module if fresh else self.module_
         dtype: torch.dtype | None = torch.float32
         if network is not None:
@@ -598,6 +600,8 @@ class Classifier(ClassifierMixin, ClassificationRules, _Estimator):  # type: ign
 
     def _check_rules(self, *, ids: bool, weighted: bool) -> None:
         """Refuse rules that do not fit the target, or each other; warn of two that correct the same."""
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing lies in [0, 1]: it is {self.label_smoothing}")
         if not 0 <= self.teacher_share <= 1:
             raise ValueError(f"teacher_share lies in [0, 1]: it is {self.teacher_share}")
         if not 0 <= self.logit_adjustment < math.inf:

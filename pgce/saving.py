@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["load", "save"]
 
 _MODEL, _SETTINGS = "model.safetensors", "estimator.json"
+_OF_TRAINING = "log", "checkpoints", "teacher"
 
 
 def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     """Write a trained estimator into a folder, as estimator.json, model.safetensors and their manifest.json.
 
-    A network of one's own is given again at loading. Log and teacher, which only training reads, are left
-    out; and, with a warning, other settings that JSON cannot hold, such as a rule of one's own.
+    A network of one's own is given again at loading. Log, checkpoints and teacher, which only training reads,
+    are left out; and, with a warning, other settings that JSON cannot hold, such as a rule of one's own.
 
     Args:
         estimator: trained.
@@ -60,10 +61,10 @@ def save(estimator: Classifier | Regressor, folder: str | Path) -> Path:
     left_out = []
     for key, value in estimator.get_params(deep=False).items():
         try:
-            parameters[key] = _to_json(value)
+            parameters[key] = None if key in _OF_TRAINING else _to_json(value)
         except TypeError:
             parameters[key] = None
-            if key not in ("log", "checkpoints", "module", "teacher"):
+            if key != "module":
                 left_out.append(key)
     if left_out:
         warnings.warn(

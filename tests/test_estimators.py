@@ -713,6 +713,16 @@ def test_tensors_of_an_estimator_are_tensors_when_it_is_loaded(tmp_path):
     np.testing.assert_array_equal(loaded.fit(X, y > 0).predict(X), fitted.fit(X, y > 0).predict(X))
 
 
+def test_where_an_estimator_logged_is_not_saved(tmp_path):
+    X, y = digits(100)
+    where = {name: str(tmp_path / name) for name in ("log", "checkpoints")}
+    saved = pgce.save(Classifier(epochs=1, device="cpu", **where).fit(X, y), tmp_path / "saved")
+    loaded = pgce.load(saved)
+    assert loaded.log is None
+    assert loaded.checkpoints is None
+    loaded.partial_fit(X, y)
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     X, y = digits()
     estimator = Classifier(weight=lambda h, b: None, epochs=1, random_state=0, device="cpu").fit(X, y)
@@ -766,7 +776,8 @@ MULTILABEL = np.arange(60).reshape(30, 2) % 2
         ({"sampler": "weighted"}, (X, Y), "weighted sampling needs sample_weight"),
         ({"sampler": "all"}, (X, Y), "it is 'all'"),
         ({"noise": np.eye(2)}, (X, Y), r"K = 3 classes: it has shape \(2, 2\)"),
-        ({"label_smoothing": 1.5}, (X, Y), "epsilon is 1.5"),
+        ({"label_smoothing": 1.5}, (X, Y), "label_smoothing lies in .*: it is 1.5"),
+        ({"label_smoothing": -0.1}, (X, MULTILABEL), "label_smoothing lies in .*: it is -0.1"),
         ({"focal_gamma": -1.0}, (X, Y), "gamma is 0 or more: it is -1.0"),
         ({"gce_q": 2.0}, (X, Y), r"q lies in \[0, 1\]: it is 2.0"),
         ({"symmetric": (0.1, -1.0)}, (X, Y), "beta are 0 or more, log_zero is negative: they are 0.1, -1.0"),
@@ -833,6 +844,15 @@ def test_what_was_trained_is_kept_when_new_data_or_settings_are_refused():
         np.testing.assert_array_equal(estimator.predict_proba(X), p)
         np.testing.assert_array_equal(estimator.predict(X), found)
     estimator.partial_fit(X, names)
+
+
+def test_images_of_another_size_are_told():
+    labels = [0, 1] * 3
+    estimator = Classifier(epochs=1, device="cpu").fit(np.ones((6, 1, 4, 4)), labels)
+    other = np.ones((6, 1, 5, 5))
+    for use in (estimator.predict, lambda images: estimator.partial_fit(images, labels)):
+        with pytest.raises(ValueError, match=r"\(1, 4, 4\) as before: X has \(1, 5, 5\)"):
+            use(other)
 
 
 def test_the_docstring_lists_every_setting():
