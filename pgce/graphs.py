@@ -453,7 +453,12 @@ def state_of(model: nn.Module) -> tuple[object, ...] | None:
                 found.append(value.data_ptr())
         if children := own["_modules"]:
             modules += [child for child in children.values() if child is not None]
-    return tuple(found)
+    state = tuple(found)
+    try:
+        hash(state)
+    except TypeError:  # a setting is a list, say, that was hashable in the first layer of its class
+        state = tuple(map(repr, state))
+    return state
 
 
 _SETTINGS: dict[type, list[str]] = {}

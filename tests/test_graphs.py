@@ -15,7 +15,7 @@ from torch import nn
 
 import pgce
 from pgce import Batch, Term, Trainer, heads, optimizer, training, weights
-from pgce.graphs import constant, filled_size
+from pgce.graphs import constant, filled_size, state_of
 from pgce.networks import ActorCritic, Value, mlp
 from pgce.optimizer import Optimizer
 
@@ -425,3 +425,14 @@ def test_functions_of_a_namespace_without_a_name_are_others():
     space = {}
     exec("def rule(cross_entropy, batch): return None", space)
     assert not constant(space["rule"])
+
+
+def test_a_setting_that_is_a_list_in_some_layers_of_a_class():
+    """torch keeps how a convolution is padded as a tuple of numbers, or by "same" as a list."""
+    model = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), nn.Conv1d(1, 1, 3, padding="same"))
+    before = state_of(model)
+    assert len({before, state_of(model)}) == 1
+    model[1].padding_mode = "circular"
+    assert before != state_of(model)
+    data = torch.randn(8, 1, 4), torch.arange(8).view(8, 1) % 4
+    assert pgce.fit(model, data, epochs=2, device="cpu").stopped == "epochs"
