@@ -1005,7 +1005,10 @@ def _is_off(value: Any) -> bool:
 
 
 def _whole(y: Any) -> Any:
-    """A table of pandas' whole numbers or booleans as integers; scikit-learn takes "Int64" as floating."""
+    """Pandas' whole numbers or booleans, of a table as integers; scikit-learn takes "Int64" as floating."""
+    own = getattr(getattr(y, "dtype", None), "numpy_dtype", None)  # of a column that may miss values
+    if own is not None and own.kind in "biu":
+        return y if y.isna().any() else y.to_numpy(own)
     table = getattr(y, "ndim", 0) == 2 and hasattr(y, "dtypes")
     if table and all(getattr(kind, "kind", "") in ("b", "i", "u") for kind in y.dtypes):
         return y if y.isna().any(axis=None) else y.to_numpy(np.int64)

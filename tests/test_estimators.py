@@ -337,6 +337,15 @@ def test_tables_whose_columns_have_names():
     assert scores["mse"] == pytest.approx(((regressor.predict(table) - X[:, 0]) ** 2).mean())
 
 
+@pytest.mark.parametrize("kind", ["Int64", "boolean"])
+def test_labels_that_pandas_may_miss_are_none_of_floats(kind):
+    pd = pytest.importorskip("pandas")
+    values = (X[:, 0] > 0) if kind == "boolean" else (X[:, 0] > 0) + 2**53  # which a float takes for one
+    estimator = Classifier(epochs=1, device="cpu").fit(X, pd.Series(values, dtype=kind))
+    np.testing.assert_array_equal(estimator.classes_, np.unique(values))
+    assert estimator.predict(X).dtype == values.dtype
+
+
 def test_soft_labels_are_learned_as_they_are():
     """With one point and y = (0.2, 0.3, 0.5) the probabilities become y."""
     X, P = np.zeros((50, 1)), np.tile([0.2, 0.3, 0.5], (50, 1))
