@@ -195,7 +195,9 @@ class _Guarded(VectorEnv[Any, Any, Any]):
         self._autoreset_envs = np.array(state["ended"], np.bool_)
         self._seeds, self._fresh = list(state["seeds"]), dict(state["fresh"])
         self._episode, self._length = np.array(state["episode"]), np.array(state["length"])
-        self.restarts, self._restarts_left = state["restarts"]
+        allowed = self.restarts + self._restarts_left  # which may be more than they were
+        self.restarts = state["restarts"][0]
+        self._restarts_left = max(0, allowed - self.restarts)
 
     def _states(self) -> list[Any]:
         raise NotImplementedError

@@ -532,6 +532,21 @@ def test_one_restart_truncates_the_episode_and_the_next_fault_is_raised(kind, mo
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_restarts_that_are_allowed_are_not_those_of_a_state(kind):
+    """Whoever goes on with a run that ended by a fault allows more of them."""
+    spent, more = (faulty(kind, "raise", env_restarts=restarts) for restarts in (1, 2))
+    for envs in (spent, more):
+        if envs is more:
+            set_state(more, get_state(spent))
+            reset(more, SEED)
+        with pytest.warns(RuntimeWarning, match="0 restarts left"):
+            assert [envs.step(np.zeros(3, int)) for _ in range(6)], "the last resets it"
+    assert (spent.restarts, more.restarts) == (1, 2)
+    spent.close()
+    closed_quickly(more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize("what", ["raise", "nan"])
 def test_nothing_is_learned_from_the_step_of_a_restart(kind, mode, what):
