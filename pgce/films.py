@@ -143,7 +143,7 @@ def _shown(env_id: str, env_kwargs: Mapping[str, Any] | None, mode: str) -> gym.
     try:
         with warnings.catch_warnings():  # of a mode it does not know, which is told below
             warnings.simplefilter("ignore", UserWarning)
-            env = gym.make(env_id, render_mode=mode, **(env_kwargs or {}))
+            env = gym.make(env_id, **{**(env_kwargs or {}), "render_mode": mode})
     except gym.error.DependencyNotInstalled as error:
         raise ImportError(f"{env_id} needs a package to be drawn: {error}") from None
     except (gym.error.Error, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector import ProjectorConfig
@@ -249,6 +250,29 @@ def test_few_pictures_of_a_long_film_are_held(tmp_path):
     with pytest.raises(ValueError, match="at least one picture"):
         films.save(tmp_path / "none.gif", [])
     assert not (tmp_path / "none.gif").exists()
+
+
+class Drawn(gym.Env):
+    """Shows itself, if it is made for that."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def render(self):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_an_environment_that_is_made_to_be_drawn_is_filmed(monkeypatch):
+    """One whose pictures the agent sees, say."""
+    monkeypatch.setitem(gym.registry, "Drawn-v0", EnvSpec("Drawn-v0", entry_point=Drawn))
+    films.check("Drawn-v0", {"render_mode": "rgb_array"})
 
 
 def test_an_environment_that_cannot_be_filmed_is_refused(tmp_path):
