@@ -453,7 +453,11 @@ class Collector:
             self._resetting, self._first = state["resetting"], state["first"]
             self._return, self._length = state["return"], state["length"]
         if self.generator is not None:
-            self.generator.set_state(state["generator"])
+            drawn = state["generator"]
+            if drawn.shape == self.generator.get_state().shape:
+                self.generator.set_state(drawn)
+            else:  # of another kind of device, on which nothing is bit-equal
+                self.generator.manual_seed(reseed)
 
     def act(
         self, observation: Any, action_mask: Any = None, *, greedy: bool = False, state: Tensor | None = None

@@ -219,6 +219,16 @@ def test_the_seed_decides_the_rollout():
     assert not torch.equal(observation(1), observation(2))
 
 
+def test_a_state_of_another_kind_of_device_is_gone_on_from():
+    """Its generator is of that device: actions are drawn anew."""
+    generator = torch.Generator().manual_seed(0)
+    collect = Collector(pgce.envs.make("CartPole-v1", 4), policy, 8, seed=1, generator=generator)
+    before = generator.get_state()
+    of_a_gpu = torch.zeros(16, dtype=torch.uint8)
+    collect.load_state_dict({**collect.state_dict(), "generator": of_a_gpu}, reseed=3)
+    assert not torch.equal(generator.get_state(), before)
+
+
 def with_memory(kind="lstm", seed=0):
     """Policy and value with memories of their own, of the scripted environments."""
     torch.manual_seed(seed)
