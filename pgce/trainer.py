@@ -322,6 +322,9 @@ class Report:
     batch: Batch
 
 
+_ACROSS = (nn.modules.batchnorm._NormBase,)  # layers that look at all rows of a batch
+
+
 class Trainer:
     """A model, the terms of its objective, and the optimizer: all that a step needs.
 
@@ -372,7 +375,8 @@ class Trainer:
         # Of deferred updates: the losses of the last, and of the last that was finite or first that was not.
         self._last, self._losses = torch.empty(2, 0)
         self._recorder: graphs.Recorder | None = None
-        self._by_row = by_row and all(term.divisor is count for term in terms.values())
+        across = any(isinstance(module, _ACROSS) for module in model.modules())
+        self._by_row = by_row and not across and all(term.divisor is count for term in terms.values())
         if micro_batch_size is None and not optimizer.scales and self._recordable():
             place = optimizer.device
             if optimizer.defers:

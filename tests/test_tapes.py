@@ -579,6 +579,17 @@ def test_divisors_of_one_s_own_are_kept():
     assert 2 * found[0][0] == pytest.approx(found[1][0])
 
 
+def test_batch_normalisation_sees_no_row_that_a_recording_is_filled_up_with():
+    network, sizes = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)), [50, 57, 50]
+    found = []
+    for by_row in (False, True):
+        own = copy.deepcopy(network)
+        trainer = Trainer(own, CLASSIFIER, Optimizer(own.parameters()), by_row=by_row)
+        found.append([trainer.step(batch)["label"].loss.item() for batch in batches(sizes)])
+        found.append(own[1].running_mean.tolist())
+    assert found[:2] == found[2:]
+
+
 def test_no_row_and_a_mask_are_steps_too():
     network = mlp(4, 3)
     trainer = Trainer(network, CLASSIFIER, Optimizer(network.parameters()), by_row=True)
