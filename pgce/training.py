@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -406,6 +407,7 @@ class _Training:
             "model": self.model.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "acting": self.acting.state_dict() if self.agent.lag > 1 else {},
+            "made": self._made,
             "collector": collector,
             "kept": [rollout.state_dict() for rollout in self.kept],
             "recent": [list(episode) for episode in self.recent],
@@ -436,9 +438,12 @@ class _Training:
             self.acting.load_state_dict(state["acting"] or self.model.policy.state_dict())
         fresh = np.random.SeedSequence(self.agent.seed, spawn_key=(self.run.attempt, processes.rank()))
         reseed, level = int(fresh.generate_state(1)[0]), state["level"]
+        made = state.get("made", self._made)  # which older checkpoints have not
         try:
+            if made["collector"] != self._made["collector"]:  # whose state would undo the change
+                raise ValueError(f"they were made by {made['collector']}")
             self.collector.load_state_dict(state["collector"], reseed=reseed)
-        except ValueError as error:  # a state that came after all that was tried
+        except ValueError as error:  # also of a state that came after all that was tried
             warnings.warn(f"new episodes begin in the environments: {error}", RuntimeWarning, stacklevel=2)
             self.collector.load_state_dict({**state["collector"], "environments": None}, reseed=reseed)
             level = "reseeded"
@@ -456,12 +461,19 @@ class _Training:
         self.groups = np.random.SeedSequence(self.groups.entropy, n_children_spawned=state["groups"])
         self.shuffle.set_state(state["shuffle"])
         self.evaluation.load_state_dict(state["evaluation"])
-        if state.get("played") is not None:
+        if state.get("played") is not None and made["played"] == self._made["played"]:
             self.evaluation.restore(state["played"])
         self.current.load_state_dict(state.get("agent", {}))  # which older checkpoints have not
         self.unsaved, self.level = state.get("unsaved", []), level
         self.run.restored(state["seconds"], state["spent"])
         torch.set_rng_state(state["random"])  # last: what is built draws from it
+
+    @property
+    def _made(self) -> dict[str, str]:
+        """What environments are made by, of which some state is saved: by the name under which it is."""
+        agent = self.agent
+        ids = {"collector": agent.env_id, "played": agent.eval_env_id or agent.env_id}
+        return {name: json.dumps([env_id, agent.env_kwargs], sort_keys=True) for name, env_id in ids.items()}
 
     @cached_property
     def level(self) -> str:

@@ -473,6 +473,21 @@ def test_a_run_goes_on_in_another_number_of_environments(tmp_path):
         assert wider.train("CartPole-v1", 256).result["steps"] > 192
 
 
+@pytest.mark.parametrize("vectorization", ["auto", "sync"])
+def test_a_run_goes_on_in_environments_of_other_arguments(vectorization, tmp_path):
+    """The state that was saved would make them what they were."""
+    settings = {"run": "other", "runs_dir": str(tmp_path), "vectorization": vectorization, **QUICK}
+    agent = PPO(num_envs=2, num_steps=16, eval_episodes=2, env_kwargs={"max_episode_steps": 3}, **settings)
+    assert agent.train("CartPole-v1", 64).result["eval_mean"] == 3
+    agent = replace(agent, env_kwargs={"max_episode_steps": 5})
+    agent.allow_change = ("env_kwargs", "total_timesteps")
+    seen = []
+    with pytest.warns(RuntimeWarning, match='new episodes begin .* made by .*"max_episode_steps": 3'):
+        run = agent.train("CartPole-v1", 256, metrics=lambda step, values: seen.append(values))
+    assert run.result["eval_mean"] == 5
+    assert max(values.get("rollout/ep_rew_max", 0) for values in seen) == 5
+
+
 @pytest.mark.parametrize("memory", [None, "gru"])
 def test_a_run_with_a_buffer_goes_on_in_rollouts_of_another_length(memory, tmp_path):
     settings = {"run": "longer", "memory": memory, "keep_rollouts": 2, "runs_dir": str(tmp_path), **QUICK}
