@@ -188,6 +188,8 @@ def _restore(thing: Any, state: Any, name: str, shared: _Shared | None = None) -
         if own.keys() != state.keys():
             other = sorted(own.keys() ^ state.keys())
             raise ValueError(f"the state is of another environment: only one {name} has {other}")
+        if own.get("num_envs") != state.get("num_envs"):
+            raise ValueError(f"the state is of {state['num_envs']} environments: there are {own['num_envs']}")
         shared = _Shared(own)
         for key, value in state.items():
             setattr(thing, key, _restore(own[key], value, f"{name}.{key}", shared))

@@ -497,6 +497,16 @@ def test_a_run_with_a_buffer_goes_on_in_rollouts_of_another_length(memory, tmp_p
     assert longer.train("CartPole-v1", 256).result["steps"] > 192
 
 
+def test_a_run_goes_on_with_more_episodes_an_evaluation(tmp_path):
+    """In as many environments, which cannot have the state of fewer."""
+    settings = {"run": "more", "num_envs": 2, "num_steps": 16, "runs_dir": str(tmp_path), **QUICK}
+    agent = PPO(eval_episodes=2, **settings)
+    agent.train("CartPole-v1", 64)
+    more = replace(agent, eval_episodes=4, allow_change=("eval_episodes", "total_timesteps"))
+    with pytest.warns(RuntimeWarning, match="new environments: the state is of 2 environments: there are 4"):
+        assert more.train("CartPole-v1", 128).result["eval_episodes"] == 4
+
+
 class Parted(Late):
     """Has two arrays in one memory, but not for long."""
 
