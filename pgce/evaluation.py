@@ -61,12 +61,13 @@ class Evaluation:
         a signal to stop finds has some seconds for its end; if it is cut short, none was made.
         """
         goal = math.inf if self.threshold is None else self.threshold
-        every = self._agent.eval_episodes
+        every, spawned = self._agent.eval_episodes, self._seeds.n_children_spawned
         with run.paused():
             returns, lengths = self._evaluate(run)
             if len(returns) == every and returns.mean() >= goal:
                 returns, lengths = self._evaluate(run)
         if len(returns) < every:
+            self._seeds = np.random.SeedSequence(self._seeds.entropy, n_children_spawned=spawned)
             return False
         self.steps, self.returns = steps, returns
         scores = {"eval/mean_reward": float(returns.mean()), "eval/mean_ep_length": float(lengths.mean())}

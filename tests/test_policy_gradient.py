@@ -19,6 +19,7 @@ import pgce
 from pgce.agents import A2C, AWR, BC, GRPO, PPO, RLOO, Reinforce, VTrace
 from pgce.networks import ActorCritic, Normalize, RewardScale, Value, mlp
 from pgce.rollout import Collector, mask_size
+from pgce.run import Run
 
 QUICK = {"quiet": True, "track": False, "device": "cpu"}
 _TRANSFORMER = {"env_id": "pgce/Copy-v0", "network": "transformer"}
@@ -505,6 +506,17 @@ def test_a_run_goes_on_with_more_episodes_an_evaluation(tmp_path):
     more = replace(agent, eval_episodes=4, allow_change=("eval_episodes", "total_timesteps"))
     with pytest.warns(RuntimeWarning, match="new environments: the state is of 2 environments: there are 4"):
         assert more.train("CartPole-v1", 128).result["eval_episodes"] == 4
+
+
+def test_an_evaluation_that_a_signal_cut_short_is_made_as_it_would_have_been(tmp_path, monkeypatch):
+    settings = {"num_envs": 2, "num_steps": 16, "eval_episodes": 4, "runs_dir": str(tmp_path), **QUICK}
+    agent = PPO(env_id="CartPole-v1", total_timesteps=64, **settings)
+    whole = replace(agent, run="whole").train()
+    parts = replace(agent, run="parts")
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "waited", 10.0)
+        assert parts.train().result["eval_mean"] is None
+    assert parts.train().result["eval_mean"] == whole.result["eval_mean"]
 
 
 class Parted(Late):
