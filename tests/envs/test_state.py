@@ -201,3 +201,34 @@ def test_the_state_of_environments_that_are_stepped_otherwise_is_refused(kinds):
     other.reset(seed=1)
     with pytest.raises(ValueError, match="the state is of another environment"):
         set_state(other, get_state(one))
+
+
+class Drawn(Walk):
+    """Saves itself, but not what its resets draw, which a trial shorter than its episodes does not see."""
+
+    def get_state(self):
+        return {"time": self.time}
+
+    def set_state(self, state):
+        self.time = state["time"]
+
+    def reset(self, *, seed=None, options=None):
+        gym.Env.reset(self, seed=seed)
+        self.time = 0
+        return self.np_random.random(2, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.full(2, self.time, np.float32), 0.0, False, False, {}
+
+
+def test_what_only_a_reset_draws_is_tried_too():
+    assert exactness(lambda: GuardedSyncVectorEnv([Drawn] * 2, "Drawn")) == "reseeded"
+
+
+def test_what_wrappers_normalise_by_is_saved():
+    def make():
+        normal = gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward
+        return GuardedSyncVectorEnv([lambda: normal[1](normal[0](Walk()))] * 2, "Walk")
+
+    assert exactness(make) == "exact"
