@@ -137,7 +137,10 @@ class _Training:
                 f"one process learns from recorded examples: there are {processes.size()} of {agent.learner}"
             )
         memory = getattr(self.model.policy, "state_size", 0)
-        if self.collector.state_size != memory or (memory and self.examples is not None):
+        own = self.examples is None and (
+            agent.lag > 1 or {*self.acting.parameters()} <= {*self.model.parameters()}
+        )
+        if self.collector.state_size != memory or (memory and not own):
             raise ValueError(
                 "an agent with a memory learns from what it does itself: another policy acts here"
             )

@@ -280,6 +280,7 @@ def test_refuses(env_id, settings, message, tmp_path):
 def test_a_memory_needs_to_see_what_it_remembers(tmp_path):
     """An expert that acts for a pupil with a memory has none, or another."""
     how = {"runs_dir": str(tmp_path), **QUICK, "num_envs": 2, "num_steps": 8}
-    expert = PPO(**how).train("CartPole-v1", total_timesteps=16)
-    with pytest.raises(ValueError, match="another policy acts here"):
-        BC(expert=str(expert.path), memory="gru", **how).train("CartPole-v1", total_timesteps=16)
+    for expert in (PPO(**how), RLOO(memory="gru", **how)):
+        path = expert.train("CartPole-v1", total_timesteps=16).path
+        with pytest.raises(ValueError, match="another policy acts here"):
+            BC(expert=str(path), memory="gru", **how).train("CartPole-v1", total_timesteps=16)
