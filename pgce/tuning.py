@@ -21,6 +21,7 @@ import tyro
 
 from pgce import agents
 from pgce.disk import write_file
+from pgce.envs.guard import EnvironmentFault
 from pgce.flags import parse
 from pgce.folders import stamped
 from pgce.policy_gradient import Agent
@@ -88,8 +89,8 @@ def tune(
     A trial's score is the mean return of the evaluation at the end of its budget (which no threshold cuts
     short, unless `stop_at_threshold` says so); of several repeats, each on a seed of its own, the
     interquartile mean. Only the first repeat is pruned, after one of its evaluations. Trials whose settings
-    do not go together are pruned too; those that stop being finite fail. A signal to stop ends the search,
-    with the best of the trials that were complete.
+    do not go together are pruned too; those that stop being finite, or whose environment fails, fail. A
+    signal to stop ends the search, with the best of the trials that were complete.
 
     Args:
         agent_class: such as `pgce.agents.PPO`.
@@ -147,9 +148,10 @@ def tune(
     quiet: dict[str, Any] = {"runs_dir": str(path), "quiet": True, "json": False, "track": False}
     quiet["run"] = None  # each trial has a folder of its own
     stopped = ""
+    fault: EnvironmentFault | None = None  # the last
 
     def score(trial: optuna.Trial) -> float:
-        nonlocal stopped
+        nonlocal stopped, fault
         drawn = {name: _suggest(trial, name, search) for name, search in searched.items()}
         agent = dataclasses.replace(start, **drawn, **quiet)
         try:
@@ -164,7 +166,11 @@ def tune(
         scores = []
         for repeat in range(repeats):
             each = dataclasses.replace(agent, seed=start.seed + repeat)
-            result = each.train(after=behind if repeat == 0 else None).result
+            try:
+                result = each.train(after=behind if repeat == 0 else None).result
+            except EnvironmentFault as error:
+                fault = error
+                raise
             if result["stopped"] in STOPS:
                 stopped = result["stopped"]
                 trial.study.stop()
@@ -188,13 +194,16 @@ def tune(
             sampler=optuna.samplers.TPESampler(seed=sampler_seed),
             pruner=optuna.pruners.MedianPruner(),
         )
-        study.optimize(score, trials, catch=(FloatingPointError,), callbacks=[] if start.quiet else [tell])
+        catch, told = (FloatingPointError, EnvironmentFault), [] if start.quiet else [tell]
+        study.optimize(score, trials, catch=catch, callbacks=told)
     finally:
         optuna.logging.set_verbosity(verbosity)
     states = [trial.state.name.lower() for trial in study.trials]
     if "complete" not in states:
         if stopped:  # there is nothing to tell: as if nobody had handled it
             signal.raise_signal(STOPS[stopped])
+        if fault is not None:
+            raise fault
         raise ValueError(f"one trial or more comes to its end: the {len(states)} were {', '.join(states)}")
     best = dataclasses.replace(start, **study.best_params)
     result = {

@@ -13,6 +13,7 @@ import pytest
 import tyro
 
 from pgce.agents import A2C, GRPO, PPO, Reinforce
+from pgce.envs.guard import EnvironmentFault
 from pgce.policy_gradient import Agent
 from pgce.tuning import SPACE, Between, main, tune
 
@@ -121,6 +122,24 @@ def test_settings_that_do_not_go_together_are_pruned(optuna, tmp_path):
     assert states == {12: "pruned", 16: "complete"}
     with pytest.raises(ValueError, match="comes to its end: the 2 were pruned, pruned"):
         tune(GRPO, "CartPole-v1", 2, space={"num_envs": (12, 13)}, runs_dir=str(tmp_path), **TINY)
+
+
+def test_an_environment_that_fails_in_a_trial_does_not_end_the_search(optuna, tmp_path, monkeypatch):
+    trained = []
+
+    def train(self, env_id=None, total_timesteps=None, *, after=None):
+        trained.append(self)
+        if len(trained) % 2 == 0:
+            raise EnvironmentFault("environment 3 raised")
+        return finished(stopped="budget", steps=1, eval_mean=float(len(trained)))
+
+    monkeypatch.setattr(Agent, "train", train)
+    tuned = tune(PPO, "CartPole-v1", 4, runs_dir=str(tmp_path), **TINY)
+    assert [trial["state"] for trial in tuned.result["trials"]] == ["complete", "fail"] * 2
+    assert tuned.score == 3
+    trained.append(None)  # so that the next trial fails, and none is complete
+    with pytest.raises(EnvironmentFault, match="environment 3 raised"):
+        tune(PPO, "CartPole-v1", 1, runs_dir=str(tmp_path), **TINY)
 
 
 def test_the_space_is_of_settings():
