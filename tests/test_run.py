@@ -265,7 +265,7 @@ def test_a_signal_ends_a_run_cleanly(learner, number, stopped, code, tmp_path):
         (Supervised, ["--data", "mnist"], "it is 'mnist'"),
         (Supervised, ["--device", "tpu"], "it is 'tpu'"),
         (Supervised, ["--epochs", "0"], "epochs is 0"),
-        (Supervised, ["--label-smoothing", "2"], "epsilon is 2.0"),
+        (Supervised, ["--label-smoothing", "2"], "label_smoothing lies in [0, 1]: it is 2.0"),
         (Supervised, ["--confidence", ".9", "--soft-labels", ".9", ".1"], "exclude each other: confidence"),
         (Supervised, ["--huber-delta", "1"], "huber_delta: not a rule of classification"),
         (Supervised, ["--data", "diabetes", "--focal-gamma", "1"], "focal_gamma: not a rule of regression"),
