@@ -40,8 +40,7 @@ def cross_entropy_of_ids(logits: Tensor, target: Tensor) -> Tensor:
     try:
         ids = target if target.dtype == torch.int64 else target.long()
         if _classes_first(logits):
-            log_p = _log_softmax(logits).t()  # as rows that lie in memory one after the other, also backward
-            return F.nll_loss(log_p.unsqueeze(0), ids.unsqueeze(0), **_EACH).squeeze(0)
+            return _of_log_p(_log_softmax(logits), ids)
         if logits.numel() >= _LARGE and _has_gradient(logits):
             return _in_place(logits, ids)
         return F.cross_entropy(logits, ids, **_EACH)
